@@ -1,0 +1,644 @@
+"""Transcendental functions on float32 vectors: one definition each, for every machine.
+
+A function is a Python function over a `Builder`, a small set of operations on opaque vector values. Run with the
+emitter's builder it emits code; run with `bits.NumpyBuilder` it computes, bit for bit, what that code computes. No
+operation below is approximate (fma rounds once, division and square root correctly), so every machine agrees.
+
+Three habits keep the code short:
+
+* *Rounding by a magic number.* Adding `MAGIC` = 1.5 * 2**23 leaves the nearest integer in the low bits of the sum.
+  With an exponent bias added to it, those bits shifted by 23 are a power of two. NaN and Inf cannot trap in it.
+* *NaN passes through clamps.* `fmin(c, x)` and `fmax(c, x)` return x when it is NaN: the constant comes first.
+* *Odd functions work on abs(x)* and get the sign back at the end, which also keeps -0.
+
+Coefficients are weighted minimax fits (Lawson's algorithm on Chebyshev nodes, targets from mpmath), rounded to
+float32 one by one from the lowest power, the remaining ones fitted again each time. `benchmarks/ulp.py` measures the
+bounds stated in `FUNCTIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+V = TypeVar("V")
+
+
+class Builder(Protocol[V]):
+    """Operations on vectors of float32, int32 or boolean lanes; V is opaque.
+
+    `fmin(a, b)` is `select(lt(a, b), a, b)` and `fmax(a, b)` is `select(lt(b, a), a, b)`. Comparisons are ordered,
+    except `ne`. Integer arithmetic wraps. `toint` truncates and its argument must be in range.
+    """
+
+    def const(self, x: float) -> V: ...
+    def iconst(self, n: int) -> V: ...
+    def add(self, a: V, b: V) -> V: ...
+    def sub(self, a: V, b: V) -> V: ...
+    def mul(self, a: V, b: V) -> V: ...
+    def div(self, a: V, b: V) -> V: ...
+    def fma(self, a: V, b: V, c: V) -> V: ...
+    def neg(self, a: V) -> V: ...
+    def abs(self, a: V) -> V: ...
+    def sqrt(self, a: V) -> V: ...
+    def floor(self, a: V) -> V: ...
+    def rint(self, a: V) -> V: ...
+    def fmin(self, a: V, b: V) -> V: ...
+    def fmax(self, a: V, b: V) -> V: ...
+    def lt(self, a: V, b: V) -> V: ...
+    def le(self, a: V, b: V) -> V: ...
+    def eq(self, a: V, b: V) -> V: ...
+    def ne(self, a: V, b: V) -> V: ...
+    def select(self, c: V, a: V, b: V) -> V: ...
+    def land(self, a: V, b: V) -> V: ...
+    def lor(self, a: V, b: V) -> V: ...
+    def lnot(self, a: V) -> V: ...
+    def bits(self, x: V) -> V: ...
+    def unbits(self, i: V) -> V: ...
+    def iadd(self, a: V, b: V) -> V: ...
+    def isub(self, a: V, b: V) -> V: ...
+    def imul(self, a: V, b: V) -> V: ...
+    def iand(self, a: V, b: V) -> V: ...
+    def ior(self, a: V, b: V) -> V: ...
+    def ixor(self, a: V, b: V) -> V: ...
+    def shl(self, a: V, n: int) -> V: ...
+    def lshr(self, a: V, n: int) -> V: ...
+    def ashr(self, a: V, n: int) -> V: ...
+    def ilt(self, a: V, b: V) -> V: ...
+    def ieq(self, a: V, b: V) -> V: ...
+    def iselect(self, c: V, a: V, b: V) -> V: ...
+    def toint(self, x: V) -> V: ...
+    def tofloat(self, i: V) -> V: ...
+
+
+INF = float("inf")
+NAN = float("nan")
+MAGIC = 1.5 * 2.0**23
+SIGN = -(2**31)
+TINY = 2.0**-13  # below it, an odd function with slope one is its argument, to half an ulp
+
+LN2_HI, LN2_LO = 0.693145751953125, 1.428606765330187e-06  # 16 bits, so that n * LN2_HI is exact
+TWO_LN2_HI, TWO_LN2_LO = 1.38629150390625, 2.857213530660374e-06  # 17 bits
+LN2 = 0.6931471824645996
+LOG2E = 1.4426950216293335
+HALF_LOG2E = 0.7213475108146667
+TWO_LOG2E_HI, TWO_LOG2E_LO = 2.885390043258667, 3.851926067000022e-08
+HALF_PI_HI, HALF_PI_MID, HALF_PI_LO = 1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15
+PI_HI, PI_LO = 3.1415927410125732, -8.742277657347586e-08
+TWO_OVER_PI = 0.6366197466850281
+
+# (e^r - 1 - r) / r^2 on |r| <= ln 2 and on |r| <= ln(2) / 2; (2^r - 1) / r on |r| <= 1
+EXP = (0.5000003576278687, 0.1666661649942398, 0.04166119918227196, 0.008335966616868973, 0.001410544733516872,
+       0.00019630206224974245)  # fmt: skip
+EXPM1 = (0.4999999701976776, 0.1666654646396637, 0.04166743531823158, 0.00836626160889864, 0.0013870657421648502)
+EXP2 = (0.6931472420692444, 0.24022668600082397, 0.055503666400909424, 0.00961683876812458, 0.0013341534649953246,
+        0.00015645918028894812, 1.492835144745186e-05)  # fmt: skip
+# (log(1 + f) - f + f^2 / 2) / f^3 and log2(1 + f) / f on |f| <= 1/3; (atanh(s) / s - 1) / s^2 in s^2 for pow
+LOG = (0.3333321511745453, -0.2499980330467224, 0.2001044899225235, -0.16680246591567993, 0.1400521695613861,
+       -0.12187445908784866, 0.13987509906291962, -0.12878386676311493)  # fmt: skip
+LOG2 = (1.4426950216293335, -0.7213468551635742, 0.4808981120586395, -0.3607727587223053, 0.28865307569503784,
+        -0.23704415559768677, 0.20242366194725037, -0.22102580964565277, 0.2004798948764801)  # fmt: skip
+ATANH = (0.3333333432674408, 0.19999447464942932, 0.14329659938812256, 0.10454989224672318)
+# 1 / d on [1, 2], to one per cent
+RECIPROCAL = (2.1212005615234375, -1.4545296430587769, 0.323227196931839)
+# erf(x) / x - 1/2 in z, x^2 = ERF_EDGE^2 / 2 * (1 + z)
+ERF_EDGE = 3.9200000762939453
+ERF_SCALE = 0.13015410304069519
+ERF = (-0.13926318287849426, -0.18010859191417694, 0.1340835988521576, -0.10918091237545013, 0.09061892330646515,
+       -0.07399943470954895, 0.058210309594869614, -0.0435415543615818, 0.03045801632106304, -0.019724130630493164,
+       0.012532627210021019, -0.008031549863517284, 0.003958172630518675, -0.0011378404451534152,
+       0.0008143549785017967, -0.0009145483491010964, 0.00032777697197161615)  # fmt: skip
+# (sin(r) / r - 1) / r^2 and (cos(r) - 1 + r^2 / 2) / r^4 in r^2, |r| <= pi/4; (asin(x) / x - 1) / x^2 in x^2 <= 1/4;
+# (atan(x) / x - 1) / x^2 in x^2 <= 1
+SIN = (-0.16666655242443085, 0.008332191035151482, -0.00019518598855938762)
+COS = (0.04166664555668831, -0.0013887310633435845, 2.4432552891084924e-05)
+ASIN = (0.16666753590106964, 0.07495252043008804, 0.0454760417342186, 0.02415209263563156, 0.04221179708838463)
+ATAN = (-0.33333301544189453, 0.1999862790107727, -0.1426512748003006, 0.10956954210996628, -0.08417637646198273,
+        0.058203283697366714, -0.03142440319061279, 0.011047528125345707, -0.0018234018934890628)  # fmt: skip
+# Payne-Hanek: for 2^e <= |x| < 2^(e+22) the scale 2^(23-e), and 2^(e-23) * 2/pi modulo 4, in [4, 8), as four floats
+TURNS = (
+    (2.0**18, 2.0**5, (4.019894599914551, -2.3202805721211917e-07, -6.652159698734492e-15, -2.54527864335732e-23)),
+    (2.0**40, 2.0**-17, (7.026803970336914, -2.0671511435921275e-07, -1.067567239494818e-16, 3.2389711717572425e-24)),
+    (2.0**62, 2.0**-39, (7.132974147796631, -1.7926170414739317e-07, -3.1948169005367006e-16, 1.230569606261495e-23)),
+    (2.0**84, 2.0**-61, (5.248121738433838, 1.7747393599165662e-07, -4.944389658172264e-15, -1.2215551507025715e-22)),
+    (2.0**106, 2.0**-83, (6.74437952041626, 9.847101267723701e-08, 3.0403563662588203e-15, -4.476432858532427e-23)),
+)
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def horner(b: Builder[V], x: V, coefficients: Sequence[float], scale: float = 1.0) -> V:
+    """The polynomial with these coefficients, lowest power first, times `scale` (a power of two: no rounding)."""
+    value = b.const(coefficients[-1] * scale)
+    for c in reversed(coefficients[:-1]):
+        value = b.fma(value, x, b.const(c * scale))
+    return value
+
+
+def two_sum(b: Builder[V], x: V, y: V) -> tuple[V, V]:
+    """x + y and its rounding error, exactly (Knuth; Muller et al., Handbook of Floating-Point Arithmetic, 4.3.2)."""
+    s = b.add(x, y)
+    t = b.sub(s, x)
+    return s, b.add(b.sub(x, b.sub(s, t)), b.sub(y, t))
+
+
+def with_sign(b: Builder[V], magnitude: V, x: V) -> V:
+    """`magnitude`, which is not negative, with the sign of x."""
+    return b.unbits(b.ior(b.bits(magnitude), b.iand(b.bits(x), b.iconst(SIGN))))
+
+
+def keep_tiny(b: Builder[V], x: V, magnitude: V, value: V) -> V:
+    """x itself where it is tiny: keeps -0, and subnormals that halving or squaring would round."""
+    return b.select(b.lt(magnitude, b.const(TINY)), x, value)
+
+
+def quotient(b: Builder[V], a: V, w: V, top: float) -> V:
+    """a / (1 + w) for 1 + w in [top / 2, top], top a power of two, to 0.51 ulp; a / (1 + w) in [a / 2, 2 a].
+
+    A quadratic gives 1 / (1 + w) to 1e-2, a Newton step to 1e-4, and a correction by the quotient's residual squares
+    that (Markstein 1990). The residual is (a - q) - q w: exact, so that rounding 1 + w costs nothing. The sum before
+    the last rounding never exceeds the true quotient. Cheaper than a vector division on the machines we know.
+    """
+    k = 2.0 / top
+    d = b.add(b.const(1.0), w)
+    minus = horner(b, d, [-c * k ** (i + 1) for i, c in enumerate(RECIPROCAL)])
+    minus = b.fma(minus, b.fma(d, minus, b.const(1.0)), minus)
+    q = b.mul(a, minus)
+    return b.neg(b.fma(b.fma(q, w, b.add(a, q)), minus, q))
+
+
+def _exp_parts(b: Builder[V], x: V) -> tuple[V, V]:
+    """p and s with e^x = p * s * s, for -104 <= x <= 90; p in [1/2, 2].
+
+    x = 2 h ln2 + r. An even multiple of ln 2 costs the polynomial two degrees and saves more: the scale is one shift,
+    and multiplying by it twice reaches subnormals and infinity with one rounding.
+    """
+    magic = b.const(MAGIC + 127.0)
+    t = b.fma(x, b.const(HALF_LOG2E), magic)
+    h = b.sub(t, magic)
+    r = b.fma(h, b.const(-TWO_LN2_LO), b.fma(h, b.const(-TWO_LN2_HI), x))
+    return horner(b, r, (1.0, 1.0, *EXP)), b.unbits(b.shl(b.bits(t), 23))
+
+
+def _exp(b: Builder[V], x: V) -> V:
+    p, s = _exp_parts(b, x)
+    return b.mul(b.mul(p, s), s)
+
+
+def _quarter_expm1(b: Builder[V], x: V) -> V:
+    """(e^x - 1) / 4, for -20 <= x <= 90. The quarter keeps 2^n finite up to where sinh overflows."""
+    magic = b.const(MAGIC + 125.0)
+    t = b.fma(x, b.const(LOG2E), magic)
+    n = b.sub(t, magic)
+    r = b.fma(n, b.const(-LN2_LO), b.fma(n, b.const(-LN2_HI), x))
+    p = b.fma(b.mul(r, r), horner(b, r, EXPM1), r)
+    s = b.unbits(b.shl(b.bits(t), 23))
+    return b.fma(s, p, b.sub(s, b.const(0.25)))
+
+
+def _decode(b: Builder[V], x: V, low: int) -> tuple[V, V]:
+    """k (float) and m with x = 2^k m, and m in [low, 2 low) where `low` is the bits of a float; x > 0, finite."""
+    small = b.lt(x, b.const(2.0**-126))
+    i = b.bits(b.select(small, b.mul(x, b.const(2.0**23)), x))
+    k = b.ashr(b.isub(i, b.iconst(low)), 23)
+    m = b.unbits(b.isub(i, b.shl(k, 23)))
+    return b.add(b.tofloat(k), b.select(small, b.const(-23.0), b.const(0.0))), m
+
+
+def _log_sum(b: Builder[V], k: V, f: V) -> V:
+    """k ln2 + log(1 + f), for |f| <= 1/3."""
+    tail = b.mul(b.mul(f, f), b.fma(f, horner(b, f, LOG), b.const(-0.5)))
+    return b.fma(k, b.const(LN2_HI), b.add(f, b.fma(k, b.const(LN2_LO), tail)))
+
+
+def _log_edges(b: Builder[V], x: V, value: V) -> V:
+    """`value`, but -inf at zero, NaN below it, and inf or NaN as they came."""
+    value = b.select(b.lt(x, b.const(INF)), value, x)
+    return b.select(b.lt(b.const(0.0), x), value, b.select(b.eq(x, b.const(0.0)), b.const(-INF), _nan_of(b, x)))
+
+
+def _nan_of(b: Builder[V], x: V) -> V:
+    """NaN: x's own if it is one."""
+    return b.select(b.eq(x, x), b.const(NAN), x)
+
+
+TWO_THIRDS = 0x3F2AAAAB
+SQRT_HALF = 0x3F3504F3
+
+
+def _log1p(b: Builder[V], x: V) -> V:
+    """log(1 + x) for finite x > -1; +0 for -0.
+
+    k comes from 1 + x rounded, but f = (1 + x) / 2^k - 1 from x itself: nothing is lost to that rounding. 2^-k is
+    formed times four, as k reaches 128.
+    """
+    i = b.isub(b.bits(b.add(x, b.const(1.0))), b.iconst(TWO_THIRDS))
+    exponent = b.shl(b.ashr(i, 23), 23)
+    four_over_2k = b.unbits(b.isub(b.iconst(0x40800000), exponent))
+    scaled = b.unbits(b.isub(b.bits(x), exponent))
+    f = b.add(scaled, b.fma(four_over_2k, b.const(0.25), b.const(-1.0)))
+    return _log_sum(b, b.tofloat(b.ashr(i, 23)), f)
+
+
+# --- exponentials ---------------------------------------------------------------------------------------------------
+
+
+def exp(b: Builder[V], x: V) -> V:
+    """e^x: Cody-Waite reduction and a polynomial of degree 7 (Muller, Elementary Functions, 11.2)."""
+    return _exp(b, b.fmin(b.const(90.0), b.fmax(b.const(-104.0), x)))
+
+
+def exp2(b: Builder[V], x: V) -> V:
+    """2^x, reduced by an even integer as in exp; the reduction is exact."""
+    return _exp2_sum(b, b.fmin(b.const(130.0), b.fmax(b.const(-152.0), x)), b.const(0.0))
+
+
+def _exp2_sum(b: Builder[V], x: V, low: V) -> V:
+    magic = b.const(MAGIC + 127.0)
+    t = b.fma(x, b.const(0.5), magic)
+    r = b.add(b.fma(b.sub(t, magic), b.const(-2.0), x), low)
+    s = b.unbits(b.shl(b.bits(t), 23))
+    return b.mul(b.mul(horner(b, r, (1.0, *EXP2)), s), s)
+
+
+def expm1(b: Builder[V], x: V) -> V:
+    """e^x - 1 = 2^n (e^r - 1) + (2^n - 1), whose second term is exact where it matters."""
+    value = _quarter_expm1(b, b.fmin(b.const(90.0), b.fmax(b.const(-20.0), x)))
+    return keep_tiny(b, x, b.abs(x), b.mul(value, b.const(4.0)))
+
+
+def sigmoid(b: Builder[V], x: V) -> V:
+    """1 / (1 + e^-x), as (1 or t) / (1 + t) with t = e^-|x|: right down to subnormal results."""
+    t = _exp(b, b.neg(b.fmin(b.const(104.0), b.abs(x))))
+    top = b.select(b.lt(x, b.const(0.0)), t, b.const(1.0))
+    return quotient(b, top, t, 2.0)
+
+
+def tanh(b: Builder[V], x: V) -> V:
+    """g / (1 - g) with g = (1 - e^-2|x|) / 2, which needs no division: see `quotient`.
+
+    g = s p + (1 - s) / 2, where e^-2|x| = s (1 - 2 p). The factor of -2 is folded into the coefficients. From
+    |x| = 10 the result is one.
+    """
+    a = b.fmin(b.const(10.0), b.abs(x))
+    magic = b.const(MAGIC + 127.0)
+    t = b.fma(a, b.const(-2.0 * LOG2E), magic)
+    n = b.sub(t, magic)
+    r = b.fma(n, b.const(0.5 * LN2_LO), b.fma(n, b.const(0.5 * LN2_HI), a))
+    p = b.fma(b.mul(r, r), horner(b, r, [-2.0 * c * (-2.0) ** i for i, c in enumerate(EXPM1)]), r)
+    s = b.unbits(b.shl(b.bits(t), 23))
+    g = b.fma(s, p, b.fma(s, b.const(-0.5), b.const(0.5)))
+    return with_sign(b, quotient(b, g, b.neg(g), 1.0), x)
+
+
+def softplus(b: Builder[V], x: V) -> V:
+    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|)."""
+    t = _exp(b, b.neg(b.fmin(b.const(104.0), b.abs(x))))
+    return b.add(b.fmax(b.const(0.0), x), _log1p(b, t))
+
+
+def sinh(b: Builder[V], x: V) -> V:
+    """h + h / (2 h + 1), with h = (e^|x| - 1) / 2."""
+    a = b.abs(x)
+    q = _quarter_expm1(b, b.fmin(b.const(90.0), a))
+    h = b.add(q, q)
+    value = b.add(h, b.div(h, b.add(b.add(h, h), b.const(1.0))))
+    return with_sign(b, keep_tiny(b, a, a, value), x)
+
+
+def cosh(b: Builder[V], x: V) -> V:
+    """h + 1 / (4 h), with h = e^|x| / 2."""
+    p, s = _exp_parts(b, b.fmin(b.const(90.0), b.abs(x)))
+    h = b.mul(b.mul(b.mul(p, b.const(0.5)), s), s)
+    return b.add(h, b.div(b.const(0.25), h))
+
+
+# --- logarithms -----------------------------------------------------------------------------------------------------
+
+
+def log(b: Builder[V], x: V) -> V:
+    """Natural logarithm: k ln2 + log(1 + f) with |f| <= 1/3 (Cephes's split of the exponent, with our own fit)."""
+    k, m = _decode(b, x, TWO_THIRDS)
+    return _log_edges(b, x, _log_sum(b, k, b.sub(m, b.const(1.0))))
+
+
+def log2(b: Builder[V], x: V) -> V:
+    """Base-two logarithm, exact at powers of two."""
+    k, m = _decode(b, x, TWO_THIRDS)
+    f = b.sub(m, b.const(1.0))
+    return _log_edges(b, x, b.fma(f, horner(b, f, LOG2), k))
+
+
+def log1p(b: Builder[V], x: V) -> V:
+    """log(1 + x)."""
+    value = b.select(b.lt(x, b.const(INF)), _log1p(b, x), x)
+    value = b.select(b.lt(b.const(-1.0), x), value, b.select(b.eq(x, b.const(-1.0)), b.const(-INF), _nan_of(b, x)))
+    return b.select(b.eq(x, b.const(0.0)), x, value)
+
+
+def asinh(b: Builder[V], x: V) -> V:
+    """log1p(a + a^2 / (1 + sqrt(1 + a^2))), a = |x|; log(a) + ln2 where the square would overflow."""
+    a = b.abs(x)
+    big = b.lt(b.const(2.0**30), a)
+    square = b.mul(a, a)
+    inner = b.add(a, b.div(square, b.add(b.sqrt(b.add(square, b.const(1.0))), b.const(1.0))))
+    value = _log1p(b, b.select(big, a, inner))
+    value = b.add(value, b.select(big, b.const(LN2), b.const(0.0)))
+    value = b.select(b.lt(a, b.const(INF)), value, a)
+    return with_sign(b, keep_tiny(b, a, a, value), x)
+
+
+def acosh(b: Builder[V], x: V) -> V:
+    """log1p(t + sqrt(t (t + 2))), t = x - 1; log(x) + ln2 where the square would overflow."""
+    big = b.lt(b.const(2.0**30), x)
+    t = b.sub(x, b.const(1.0))
+    inner = b.add(t, b.sqrt(b.fma(t, t, b.add(t, t))))
+    value = _log1p(b, b.select(big, x, inner))
+    value = b.add(value, b.select(big, b.const(LN2), b.const(0.0)))
+    value = b.select(b.lt(x, b.const(INF)), value, x)
+    return b.select(b.lt(x, b.const(1.0)), b.const(NAN), value)
+
+
+def atanh(b: Builder[V], x: V) -> V:
+    """log1p(2 a / (1 - a)) / 2, a = |x|."""
+    a = b.abs(x)
+    u = b.div(b.add(a, a), b.sub(b.const(1.0), a))
+    value = b.mul(b.const(0.5), _log1p(b, u))
+    value = b.select(b.eq(a, b.const(1.0)), b.const(INF), b.select(b.lt(a, b.const(1.0)), value, _nan_of(b, a)))
+    return with_sign(b, keep_tiny(b, a, a, value), x)
+
+
+# --- erf ------------------------------------------------------------------------------------------------------------
+
+
+def erf(b: Builder[V], x: V) -> V:
+    """The error function, as x times one polynomial in x^2: neither division, nor exponential, nor select.
+
+    erf(x) / x is entire and falls from 1.13 to 0.26, where erf becomes one. In z = 2 x^2 / edge^2 - 1, not in x^2
+    itself, its coefficients are small and Horner's rule is stable. The half taken out of it is exact, and leaves the
+    polynomial's own rounding error small against the result at both ends.
+    """
+    a = b.fmax(b.const(-ERF_EDGE), b.fmin(b.const(ERF_EDGE), x))
+    z = b.fma(b.mul(a, a), b.const(ERF_SCALE), b.const(-1.0))
+    return b.fma(a, horner(b, z, ERF), b.mul(a, b.const(0.5)))
+
+
+# --- trigonometry ---------------------------------------------------------------------------------------------------
+
+
+def _reduce_huge(b: Builder[V], a: V) -> tuple[V, V]:
+    """Quarter turns (as integer bits) and rest in radians of a >= 2^18 (Payne and Hanek 1983, in floats).
+
+    y = a times a power of two is an integer below 2^46, and c1 + c2 + c3 + c4 = 2/pi over that power, modulo 4. c1 is
+    at least 4, so that the rounded y c1 is a multiple of 4 and drops out; the rest is summed without error.
+    """
+    edge, scale, parts = TURNS[0]
+    row = [b.const(v) for v in (scale, *parts)]
+    for edge, scale, parts in TURNS[1:]:
+        above = b.le(b.const(edge), a)
+        row = [b.select(above, b.const(v), old) for v, old in zip((scale, *parts), row, strict=True)]
+    factor, c1, c2, c3, c4 = row
+    y = b.mul(a, factor)
+    e1 = b.fma(y, c1, b.neg(b.mul(y, c1)))
+    p2 = b.mul(y, c2)
+    e2 = b.fma(y, c2, b.neg(p2))
+    p3 = b.mul(y, c3)
+    tail = b.fma(y, c4, b.fma(y, c3, b.neg(p3)))
+    total, low = two_sum(b, e1, p2)
+    total = b.fma(b.rint(b.mul(total, b.const(0.25))), b.const(-4.0), total)
+    for term in (low, e2, p3):
+        total, error = two_sum(b, total, term)
+        tail = b.add(tail, error)
+    t = b.add(total, b.const(MAGIC))
+    rest = b.sub(total, b.sub(t, b.const(MAGIC)))
+    high = b.add(rest, tail)
+    low = b.add(b.sub(rest, high), tail)
+    hi, mid = b.const(HALF_PI_HI), b.const(HALF_PI_MID)
+    return b.bits(t), b.fma(high, hi, b.fma(high, mid, b.mul(low, hi)))
+
+
+def _sin_cos(b: Builder[V], x: V) -> tuple[V, V, V]:
+    """The quarter turns of |x| in the low bits of an integer, and the sine and the cosine of the rest."""
+    a = b.abs(x)
+    t = b.fma(a, b.const(TWO_OVER_PI), b.const(MAGIC))
+    n = b.sub(t, b.const(MAGIC))
+    r = b.fma(n, b.const(-HALF_PI_MID), b.fma(n, b.const(-HALF_PI_HI), a))
+    r = b.fma(n, b.const(-HALF_PI_LO), r)
+    huge = b.le(b.const(TURNS[0][0]), a)
+    turns, rest = _reduce_huge(b, a)
+    turns, r = b.iselect(huge, turns, b.bits(t)), b.select(huge, rest, r)
+    s = b.mul(r, r)
+    sine = b.fma(b.mul(r, s), horner(b, s, SIN), r)
+    return turns, sine, horner(b, s, (1.0, -0.5, *COS))
+
+
+def _quarter(b: Builder[V], turns: V, even: V, odd: V) -> V:
+    """`even` or `odd` by the last bit of `turns`, negated by the bit above it."""
+    last = b.ieq(b.iand(turns, b.iconst(1)), b.iconst(0))
+    flip = b.shl(b.iand(turns, b.iconst(2)), 30)
+    return b.unbits(b.ixor(b.bits(b.select(last, even, odd)), flip))
+
+
+def sin(b: Builder[V], x: V) -> V:
+    """Sine: quarter turns taken off by Cody-Waite below 2^18 and Payne-Hanek above, both computed."""
+    turns, sine, cosine = _sin_cos(b, x)
+    value = _quarter(b, turns, sine, cosine)
+    return b.unbits(b.ixor(b.bits(value), b.iand(b.bits(x), b.iconst(SIGN))))
+
+
+def cos(b: Builder[V], x: V) -> V:
+    """Cosine, as `sin` one quarter turn on."""
+    turns, sine, cosine = _sin_cos(b, x)
+    return _quarter(b, b.iadd(turns, b.iconst(1)), sine, cosine)
+
+
+def tan(b: Builder[V], x: V) -> V:
+    """Tangent: sine over cosine, or minus cosine over sine in odd quarters."""
+    turns, sine, cosine = _sin_cos(b, x)
+    odd = b.ieq(b.iand(turns, b.iconst(1)), b.iconst(1))
+    value = b.div(b.select(odd, b.neg(cosine), sine), b.select(odd, sine, cosine))
+    return b.unbits(b.ixor(b.bits(value), b.iand(b.bits(x), b.iconst(SIGN))))
+
+
+def _asin_parts(b: Builder[V], a: V) -> tuple[V, V]:
+    """Whether a = |x| is above a half, and asin(a), or asin(sqrt((1 - a) / 2)) if it is (Cephes)."""
+    above = b.lt(b.const(0.5), a)
+    half = b.fma(a, b.const(-0.5), b.const(0.5))
+    s = b.select(above, half, b.mul(a, a))
+    z = b.select(above, b.sqrt(half), a)
+    return above, b.fma(b.mul(z, s), horner(b, s, ASIN), z)
+
+
+def asin(b: Builder[V], x: V) -> V:
+    """Arc sine."""
+    above, v = _asin_parts(b, b.abs(x))
+    value = b.select(above, b.fma(v, b.const(-2.0), b.const(HALF_PI_HI)), v)
+    return with_sign(b, value, x)
+
+
+def acos(b: Builder[V], x: V) -> V:
+    """Arc cosine: 2 v, pi - 2 v, or pi/2 - asin(x)."""
+    above, v = _asin_parts(b, b.abs(x))
+    signed = b.unbits(b.ixor(b.bits(v), b.iand(b.bits(x), b.iconst(SIGN))))
+    middle = b.add(b.sub(b.const(HALF_PI_MID), signed), b.const(HALF_PI_HI))
+    double = b.add(signed, signed)
+    outer = b.select(b.lt(x, b.const(0.0)), b.add(b.add(double, b.const(PI_LO)), b.const(PI_HI)), double)
+    return b.select(above, outer, middle)
+
+
+def atan(b: Builder[V], x: V) -> V:
+    """Arc tangent: odd polynomial on [0, 1], pi/2 - atan(1 / x) beyond."""
+    a = b.abs(x)
+    above = b.lt(b.const(1.0), a)
+    z = b.select(above, b.div(b.const(1.0), a), a)
+    s = b.mul(z, z)
+    v = b.fma(b.mul(z, s), horner(b, s, ATAN), z)
+    return with_sign(b, b.select(above, b.sub(b.const(HALF_PI_HI), v), v), x)
+
+
+# --- powers ---------------------------------------------------------------------------------------------------------
+
+
+def sqrt(b: Builder[V], x: V) -> V:
+    """Square root, correctly rounded."""
+    return b.sqrt(x)
+
+
+def rsqrt(b: Builder[V], x: V) -> V:
+    """1 / sqrt(x)."""
+    return b.div(b.const(1.0), b.sqrt(x))
+
+
+def _log2_pair(b: Builder[V], a: V) -> tuple[V, V]:
+    """log2(a) as a sum of two floats, to about 2^-31, for finite a > 0.
+
+    log(m) = 2 atanh(f / (m + 1)): the quotient is a pair, and its cube, a hundredth of it, a float.
+    """
+    k, m = _decode(b, a, SQRT_HALF)
+    one = b.const(1.0)
+    f = b.sub(m, one)
+    d = b.add(m, one)
+    d_low = b.sub(m, b.sub(d, one))
+    reciprocal = b.div(one, d)
+    s = b.mul(f, reciprocal)
+    minus = b.neg(s)
+    s_low = b.mul(b.fma(minus, d_low, b.fma(minus, d, f)), reciprocal)
+    u = b.mul(s, s)
+    s_low = b.fma(b.mul(s, u), horner(b, u, ATANH), s_low)
+    scale = b.const(TWO_LOG2E_HI)
+    p = b.mul(s, scale)
+    p_low = b.fma(s, scale, b.neg(p))
+    p_low = b.fma(s_low, scale, b.fma(s, b.const(TWO_LOG2E_LO), p_low))
+    high = b.add(k, p)
+    return high, b.add(b.sub(p, b.sub(high, k)), p_low)
+
+
+def pow(b: Builder[V], x: V, y: V) -> V:
+    """x^y = 2^(y log2|x|), the product a pair of floats; signs and edges as in C (Annex F)."""
+    a = b.abs(x)
+    zero, one, inf = b.const(0.0), b.const(1.0), b.const(INF)
+    high, low = _log2_pair(b, a)
+    high = b.select(b.eq(a, zero), b.const(-INF), b.select(b.lt(a, inf), high, a))
+    # An infinite y becomes a huge one, so that log2(1) = 0 gives 1; the product is past every clamp or zero.
+    y_finite = b.fmin(b.const(2.0**100), b.fmax(b.const(-(2.0**100)), y))
+    z = b.mul(y_finite, high)
+    z_low = b.fma(y_finite, low, b.fma(y_finite, high, b.neg(z)))
+    z_low = b.select(b.lt(b.abs(z), b.const(256.0)), z_low, zero)  # inf - inf where it is not
+    value = _exp2_sum(b, b.fmin(b.const(130.0), b.fmax(b.const(-152.0), z)), z_low)
+
+    half = b.mul(y, b.const(0.5))
+    whole = b.eq(b.rint(y), y)
+    odd = b.land(whole, b.ne(b.rint(half), half))
+    flip = b.iselect(odd, b.iand(b.bits(x), b.iconst(SIGN)), b.iconst(0))
+    value = b.unbits(b.ixor(b.bits(value), flip))
+    undefined = b.land(b.land(b.lt(x, zero), b.lt(a, inf)), b.lnot(whole))
+    value = b.select(undefined, b.const(NAN), value)
+    return b.select(b.lor(b.eq(y, zero), b.eq(x, one)), one, value)
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+class CountingBuilder:
+    """A `Builder[int]` that only counts: constants and reinterpretations are free, the rest cost one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _free(self, a: float) -> int:
+        return 0
+
+    def _one(self, a: int) -> int:
+        self.count += 1
+        return 0
+
+    def _two(self, a: int, b: int) -> int:
+        self.count += 1
+        return 0
+
+    def _three(self, a: int, b: int, c: int) -> int:
+        self.count += 1
+        return 0
+
+    def shl(self, a: int, n: int) -> int:
+        return self._one(a)
+
+    lshr = ashr = shl
+    const = iconst = bits = unbits = _free
+    neg = abs = sqrt = floor = rint = lnot = toint = tofloat = _one
+    add = sub = mul = div = fmin = fmax = lt = le = eq = ne = land = lor = _two
+    iadd = isub = imul = iand = ior = ixor = ilt = ieq = _two
+    fma = select = iselect = _three
+
+
+def _count(build: Callable[..., Any], arity: int) -> int:
+    counter = CountingBuilder()
+    build(counter, *[0] * arity)
+    return counter.count
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of the library: `build(builder, *arguments)`, its bound in ulp, its cost in builder operations."""
+
+    name: str
+    arity: int
+    build: Callable[..., Any]
+    ulp: float
+    cost: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cost", _count(self.build, self.arity))
+
+
+FUNCTIONS: dict[str, Function] = {
+    build.__name__: Function(build.__name__, arity, build, ulp)
+    for build, arity, ulp in (
+        (exp, 1, 2.0),
+        (exp2, 1, 2.0),
+        (expm1, 1, 4.0),
+        (log, 1, 2.0),
+        (log2, 1, 4.0),
+        (log1p, 1, 4.0),
+        (tanh, 1, 2.0),
+        (sigmoid, 1, 2.0),
+        (softplus, 1, 4.0),
+        (erf, 1, 2.0),
+        (sin, 1, 2.0),
+        (cos, 1, 2.0),
+        (tan, 1, 4.0),
+        (asin, 1, 4.0),
+        (acos, 1, 4.0),
+        (atan, 1, 4.0),
+        (sinh, 1, 4.0),
+        (cosh, 1, 4.0),
+        (asinh, 1, 4.0),
+        (acosh, 1, 4.0),
+        (atanh, 1, 4.0),
+        (sqrt, 1, 0.5),
+        (rsqrt, 1, 2.0),
+        (pow, 2, 4.0),
+    )
+}

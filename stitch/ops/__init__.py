@@ -1,0 +1,1 @@
+"""ONNX operators, each written in primitives."""

@@ -1,0 +1,1 @@
+"""Stitching: from a graph of primitives to clusters, groups and the schemes that join them."""

@@ -1,0 +1,278 @@
+"""The structure of the code, checked on its syntax: what may import what, and the doors to libraries.
+
+Every import statement counts, wherever it stands: inside a function and under TYPE_CHECKING too.
+"""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"stitch": "stitch", "stitch.codegen": "codegen", "stitch.runtime": "runtime"}
+
+# A module imports only modules that stand above it here. To add a module, add its name.
+# `stitch.x` is the module of that name, or the package, whose files may import each other; `stitch.x.*` is
+# what the package has beyond the lines above, and those files may not.
+TABLE = """
+    stitch
+    stitch.errors
+    stitch.knobs
+    stitch.dtypes
+    stitch.dims
+    stitch.target
+    stitch.ops
+    stitch.ops.host
+    stitch.ops.primitives
+    stitch.graph
+    stitch.text
+    stitch.rewrite
+    stitch.access
+    stitch.ops.registry
+    stitch.ops.*
+    stitch.importer
+    stitch.simplify
+    stitch.stitching
+    stitch.stitching.schedule
+    stitch.stitching.clusters
+    stitch.stitching.dominants
+    stitch.stitching.schemes
+    stitch.stitching.mapping
+    stitch.stitching.stitch
+    stitch.cost
+    stitch.placement
+    stitch.plan
+
+    stitch.codegen
+    stitch.codegen.loops
+    stitch.codegen.bits
+    stitch.codegen.contract
+    stitch.codegen.mathlib
+    stitch.codegen.lower
+    stitch.codegen.transform
+    stitch.codegen.matmul
+    stitch.codegen.conv
+    stitch.codegen.interp
+    stitch.codegen.llvm
+    stitch.codegen.machine
+    stitch.codegen.ptx
+
+    stitch.runtime
+    stitch.runtime.memory
+    stitch.runtime.threads
+    stitch.runtime.device
+    stitch.runtime.cpu
+    stitch.runtime.host
+    stitch.runtime.cuda
+    stitch.runtime.remote
+    stitch.runtime.trace
+    stitch.runtime.executable
+
+    stitch.api
+    stitch.backend
+    stitch.cli
+    stitch.__main__
+"""
+LAYERS = TABLE.split()
+# Packages whose modules need a line each.
+STAGES = {"stitch", "stitch.ops", "stitch.stitching", "stitch.codegen", "stitch.runtime"}
+
+# Packages that see less than what is above them: of `stitch`, only these modules, and themselves.
+CONFINED = {
+    "stitch.runtime": ["stitch.errors", "stitch.knobs", "stitch.dtypes", "stitch.target", "stitch.plan"],
+}
+
+# Which modules may import a library; libraries that are not listed are free.
+DOORS = {
+    "onnx": ["stitch.importer", "stitch.backend"],
+    "sympy": ["stitch.dims"],
+    "llvmlite": ["stitch.codegen.llvm", "stitch.codegen.machine", "stitch.codegen.ptx", "stitch.runtime.cpu"],
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    tree: ast.Module
+    path: Path
+
+
+@dataclass(frozen=True)
+class Import:
+    target: str  # as written: a module, or a name in one
+    line: int
+
+
+def modules() -> dict[str, Module]:
+    """All modules of the project by name. The links stitch/codegen and stitch/runtime are skipped."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            inside = path.relative_to(ROOT / folder)
+            if package == "stitch" and inside.parts[0] in ("codegen", "runtime"):
+                continue
+            name = ".".join([package, *inside.with_suffix("").parts]).removesuffix(".__init__")
+            found[name] = Module(name, ast.parse(path.read_text(encoding="utf-8"), str(path)), path)
+    return found
+
+
+def imports(tree: ast.Module) -> Iterator[Import]:
+    """What a module imports. `from a import b` is `a.b`, which may or may not be a module."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (Import(alias.name, node.lineno) for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                start = "." * level + (module or "")
+                yield from (Import(f"{start}.{alias.name}", node.lineno) for alias in names)
+            case ast.Call(
+                func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(target)), *_],
+            ):
+                yield Import(target, node.lineno)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def layer(name: str) -> int | None:
+    """The line of LAYERS that a module stands on: its own, else that of a package around it, else a `.*`."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        around = ".".join(parts[:length])
+        if around in LAYERS and (around == name or around not in STAGES):
+            return LAYERS.index(around)
+        if length < len(parts) and f"{around}.*" in LAYERS:
+            return LAYERS.index(f"{around}.*")
+    return None
+
+
+def resolve(target: str, known: set[str]) -> str | None:
+    """The project's module that an import reaches: the longest part of `target` that is one."""
+    parts = target.split(".")
+    for length in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:length])) in known or name in LAYERS:
+            return name
+    return None
+
+
+def breaches(module: Module, known: set[str]) -> list[str]:
+    """What is wrong with a module's imports, one line of text each."""
+    own = layer(module.name)
+    if own is None:
+        return [f"{module.name} has no place in LAYERS"]
+    wrong = []
+    for found in imports(module.tree):
+        where = f"{module.path.relative_to(ROOT)}:{found.line} imports {found.target}"
+        library = found.target.split(".")[0]
+        if found.target.startswith("."):
+            wrong.append(f"{where}: write it absolutely")
+        elif library in DOORS and not any(within(module.name, door) for door in DOORS[library]):
+            wrong.append(f"{where}: {library} only in {', '.join(DOORS[library])}")
+        elif library in ("codegen", "runtime"):
+            wrong.append(f"{where}: it is stitch.{library}")
+        elif (reached := resolve(found.target, known)) is not None and module.name != "stitch":
+            other = layer(reached)
+            together = other == own and "*" not in LAYERS[own]
+            if other is None:
+                wrong.append(f"{where}: {reached} has no place in LAYERS")
+            elif not together and other >= own:
+                wrong.append(f"{where}: {LAYERS[other]} is not above {LAYERS[own]}")
+            for package, allowed in CONFINED.items():
+                if within(module.name, package) and not any(within(reached, p) for p in [package, *allowed]):
+                    wrong.append(f"{where}: {package} sees only {', '.join(allowed)}")
+            if within(module.name, "stitch.codegen") and within(reached, "stitch.runtime"):
+                wrong.append(f"{where}: codegen and runtime never import each other")
+    return wrong
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports(name: str) -> None:
+    assert breaches(MODULES[name], set(MODULES)) == []
+
+
+def test_layers_has_no_duplicates() -> None:
+    assert len(LAYERS) == len(set(LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "complaint"),
+    [
+        ("stitch.dims", "from stitch.graph import Graph", "stitch.graph is not above stitch.dims"),
+        ("stitch.dims", "def f():\n    import stitch.graph", "stitch.graph is not above stitch.dims"),
+        ("stitch.dims", "from stitch import graph", "stitch.graph is not above stitch.dims"),
+        ("stitch.ops.act", "from stitch.ops.matrix import gemm", "stitch.ops.* is not above stitch.ops.*"),
+        ("stitch.plan", "from stitch import optimize", None),
+        ("stitch.plan", "from stitch.errors import StitchError\nfrom stitch.dims import Dim", None),
+        ("stitch.plan", "import stitch.surprise", "stitch.surprise has no place in LAYERS"),
+        ("stitch.surprise", "", "stitch.surprise has no place in LAYERS"),
+        ("stitch.codegen.lower", "import stitch.runtime.memory", "stitch.runtime.memory is not above"),
+        ("stitch.codegen.transform.fuse", "import stitch.codegen.transform.split", None),
+        ("stitch.codegen.lower", "import codegen.loops", "it is stitch.codegen"),
+        ("stitch.codegen.lower", "from .loops import For", "write it absolutely"),
+        ("stitch.runtime.memory", "from stitch.codegen.loops import For", "stitch.runtime sees only"),
+        ("stitch.runtime.cpu", "from stitch.dims import Dim", "stitch.runtime sees only"),
+        ("stitch.plan", "if TYPE_CHECKING:\n import stitch.runtime.cpu", "stitch.runtime.cpu is not above"),
+        ("stitch.runtime.cpu", "from stitch.plan import Artifact\nimport stitch.runtime.memory", None),
+        ("stitch.cli", "from stitch.codegen.llvm import emit\nfrom stitch import api, plan", None),
+        ("stitch.graph", "def f():\n    from onnx import numpy_helper", "onnx only in"),
+        ("stitch.backend", "import onnx.backend.base", None),
+        ("stitch.graph", "import sympy as sp", "sympy only in stitch.dims"),
+        ("stitch.graph", "importlib.import_module('llvmlite.ir')", "llvmlite only in"),
+        ("stitch.runtime.cpu", "import llvmlite.binding", None),
+    ],
+)
+def test_the_check_itself(name: str, source: str, complaint: str | None) -> None:
+    known = {"stitch.ops.matrix", "stitch.codegen.transform.split", "stitch.surprise"}
+    wrong = breaches(Module(name, ast.parse(source), ROOT / "sample.py"), known)
+    if complaint is None:
+        assert wrong == []
+    else:
+        assert any(complaint in line for line in wrong), wrong
+
+
+def test_every_package_is_installed() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        listed = tomllib.load(file)["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(m.name for m in MODULES.values() if m.path.name == "__init__.py")
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_importing_stitch_is_cheap() -> None:
+    program = """
+import os, sys, threading
+before = set(sys.modules)
+import stitch
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(new & {"numpy", "onnx", "sympy", "llvmlite", "ml_dtypes"}), threading.active_count())
+if os.path.isdir("/proc/self/task"):
+    assert len(os.listdir("/proc/self/task")) == 1
+"""
+    found = run(program)
+    assert (found.stdout, found.stderr) == ("[] 1\n", "")
+
+
+@pytest.mark.parametrize("name", ["codegen", "runtime"])
+def test_folders_have_one_import_name(name: str) -> None:
+    found = run(f"import stitch.{name}; import {name}")
+    assert found.stderr.endswith(f"ImportError: import stitch.{name}, not {name}\n")
+
+
+def test_unknown_attributes_are_attribute_errors() -> None:
+    import stitch
+
+    assert stitch.errors.StitchError.__module__ == "stitch.errors"
+    assert not hasattr(stitch, "surprise")
