@@ -99,7 +99,8 @@ def unary_samples(stride: int) -> Iterator[tuple[Float32]]:
     if stride > 1:
         yield (near_edges(),)
     for start in range(0, 2**32, CHUNK * stride):
-        yield (np.arange(start, min(start + CHUNK * stride, 2**32), stride, np.uint64).astype(np.uint32).view(np.float32),)
+        bits = np.arange(start, min(start + CHUNK * stride, 2**32), stride, dtype=np.uint64)
+        yield (bits.astype(np.uint32).view(np.float32),)
 
 
 def binary_samples(stride: int) -> Iterator[tuple[Float32, Float32]]:

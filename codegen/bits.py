@@ -34,7 +34,7 @@ class NumpyBuilder:
 
     def const(self, x: float) -> Lanes:
         value = np.full(1, x, np.float32)
-        if value[0] != x and x == x:
+        if float(value[0]) != x and x == x:
             raise ValueError(f"{x!r} is not a float32: write float(np.float32({x!r}))")
         return value
 

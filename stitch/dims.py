@@ -12,8 +12,8 @@ Division. `//` and `%` round as in Python, and anything divided by zero is 0, in
 code. Simplification takes divisors to be non-zero: (a*d + r) // d becomes a + r // d, whatever it would have
 been at d = 0. Reshape wants that: the -1 in reshaping (n, 768) to (n, -1) is 768 for an empty batch too.
 
-Canonical monomials instead of a computer algebra system are what PyTorch's and tract's symbolic shapes came
-to, too. Only `_polynomial_gcd` calls sympy, and only divisors with several sums as factors get there.
+Like tract's symbolic dims this is a small algebra of its own: the simplification of a general system is too
+slow to run on every shape. Only `_polynomial_gcd` calls sympy, which takes two sums of degree 2 or more.
 """
 
 from __future__ import annotations
@@ -201,8 +201,9 @@ def _times(a: Dim, b: Dim) -> Dim:
     return _sum((c * k, _join(m, n)) for c, m in _terms(a) for k, n in _terms(b))
 
 
+@lru_cache(_CACHE)
 def _minus(a: Dim, b: Dim) -> Dim:
-    return _plus(a, _times(-1, b))
+    return _sum(chain(_terms(a), ((-c, m) for c, m in _terms(b))))
 
 
 def _divide(a: Dim, d: Dim) -> tuple[Dim, Dim]:
@@ -394,11 +395,15 @@ _RELAXATIONS = 2  # how many atoms `_lower` gives up in a row: max(n, m) - min(n
 @lru_cache(_CACHE)
 def bounds(dim: Dim) -> Interval:
     """(low, high) with low <= dim <= high at all values of the symbols; None where no bound was found."""
+    if isinstance(dim, int):
+        return dim, dim
     high = _lower(-dim, _RELAXATIONS)
     return _lower(dim, _RELAXATIONS), None if high is None else -high
 
 
 def _at_least(dim: Dim, least: int) -> bool:
+    if isinstance(dim, int):
+        return dim >= least
     low = _lower(dim, _RELAXATIONS)
     return low is not None and low >= least
 

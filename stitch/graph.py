@@ -331,15 +331,16 @@ class Builder:
     def reshape(self, x: Value, shape: Sequence[Dim]) -> Value:
         """Same elements, new shape. Raises ValueError if the sizes provably differ; else a guard if unproved."""
         shape = tuple(self.resolve(d) for d in shape)
-        if shape == x.shape:
+        if shape == x.shape or shape == tuple(self.resolve(d) for d in x.shape):
             return x
         if dims.factor_segments(x.shape, shape) is None:
             self.unify(dims.product(x.shape), dims.product(shape))
         return self.apply("reshape", x, shape=shape)
 
     def broadcast(self, x: Value, shape: Sequence[Dim]) -> Value:
-        shape = tuple(shape)
-        return x if x.shape == shape else self.apply("broadcast", x, shape=shape)
+        shape = tuple(self.resolve(d) for d in shape)
+        same = x.shape == shape or tuple(self.resolve(d) for d in x.shape) == shape
+        return x if same else self.apply("broadcast", x, shape=shape)
 
     def transpose(self, x: Value, perm: Sequence[int]) -> Value:
         perm = tuple(p % x.rank for p in perm)

@@ -1,0 +1,88 @@
+"""Scratch memory that outlives a run, so that a run in the steady state allocates nothing."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from stitch.errors import ResourceError
+
+ALIGNMENT = 64
+HUGE = 2 << 20  # from this size on, memory is aligned to and advised to be huge pages
+
+T = TypeVar("T")
+
+
+def aligned_copy(data: object) -> np.ndarray:
+    """The bytes of a buffer at an aligned address: where they are, if that is one."""
+    bytes_ = np.frombuffer(memoryview(data).cast("B"), np.uint8)  # type: ignore[arg-type]
+    if bytes_.size == 0 or address_of(bytes_) % ALIGNMENT == 0:
+        return bytes_
+    arena = Arena()
+    arena.reserve(bytes_.nbytes)
+    copy = arena.bytes[: bytes_.size]
+    copy[:] = bytes_
+    return copy
+
+
+def address_of(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+class Arena:
+    """A block of memory that only grows. Its contents do not survive growing."""
+
+    def __init__(self) -> None:
+        self.capacity = 0
+        self.address = 0
+        self.bytes = np.empty(0, np.uint8)
+
+    def reserve(self, size: int) -> int:
+        """The address of at least `size` bytes; 0 for none."""
+        if size > self.capacity:
+            self._grow(max(size, min(2 * self.capacity, size + HUGE)))
+        return self.address
+
+    def _grow(self, size: int) -> None:
+        alignment = HUGE if size >= HUGE else ALIGNMENT
+        self.bytes = np.empty(0, np.uint8)  # give the old block back first
+        self.capacity = self.address = 0
+        try:
+            # Anonymous memory, untouched: pages are only made when they are written.
+            block = mmap.mmap(-1, size + alignment) if size >= HUGE else bytearray(size + alignment)
+        except (MemoryError, OSError, ValueError, OverflowError) as error:
+            raise ResourceError("memory", f"no memory for {size} bytes of intermediate values") from error
+        if isinstance(block, mmap.mmap) and hasattr(mmap, "MADV_HUGEPAGE"):
+            try:
+                block.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:
+                pass  # a kernel without huge pages
+        whole = np.frombuffer(block, np.uint8)
+        start = -address_of(whole) % alignment
+        self.bytes = whole[start : start + size]
+        self.address = address_of(self.bytes)
+        self.capacity = size
+
+
+class Pool(Generic[T]):
+    """Things that one run uses at a time. As many are made as there are runs at once, and they are kept.
+
+    list.append and list.pop are atomic: there is no lock that a fork could leave locked.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self.free: list[T] = []
+
+    def take(self) -> T:
+        try:
+            return self.free.pop()
+        except IndexError:
+            return self._make()
+
+    def give(self, thing: T) -> None:
+        self.free.append(thing)

@@ -1,0 +1,556 @@
+"""The thread team: a parallel loop over pthreads for native code, with nothing of Python in it.
+
+Generated code calls `stitch_parallel(team, fn, args, tasks, grain)`, which runs `fn(args, begin, end, worker)` for
+ranges that cover 0 … tasks exactly once each, and returns when all of them are done. `worker` is 0 for the caller,
+1 … size-1 for the others: no two ranges with the same number run at the same time, so it can index scratch memory.
+
+One 64-bit word says all about the region in progress: its epoch in the upper half, and how many chunks nobody has
+claimed yet in the lower. A chunk is claimed by compare-exchange of the whole word.
+
+    caller                                     worker
+    write fn, args, tasks, chunk, chunks       read word: nothing left? spin, later park
+    word <- (epoch + 1, chunks)                read fn, args, ...
+    claim and run chunks until none is left    word (e, n) -> (e, n - 1), or start again
+    wait until done + own == chunks            run the chunk; when none is left: done += how many
+
+* The description of a region is rewritten only when nothing of the last one is unclaimed. A worker that has read a
+  stale description or word fails in its compare-exchange: the epoch, or the count, has moved on.
+* The caller waits only for chunks that were claimed, so that a worker which the system does not let run, beside a
+  busy neighbour or throttled by a quota, delays nothing unless it is stopped inside a chunk. There are several
+  chunks per worker to keep that short. A caller that waits gives up its processor after a while.
+* A team serves one region at a time. Whoever finds it taken, from another thread or from inside a region, does the
+  work alone, at once.
+* Workers are started by the first region. Inside an inference (`stitch_team_begin` … `stitch_team_end`) they spin
+  for a while between regions; then, and soon after it, they sleep on a condition variable. The caller wakes two,
+  and each who wakes two more, so that nobody pays for a long row of system calls.
+* After fork the child has the memory of the team but none of its threads: `Team` sets it back to its first state.
+
+The team is written here as LLVM IR, so that installing needs no C compiler. It uses pthreads and nothing
+else of the system.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+# Byte offsets in a team. What is written often has a cache line of its own.
+_WORD = 0
+_FN, _ARGS, _TASKS, _CHUNK, _CHUNKS = 64, 72, 80, 88, 96
+_DONE = 128
+_BUSY = 192
+_ACTIVE = 256
+_SLEEPERS, _LIVE, _STARTED = 320, 328, 336
+_SIZE, _STOP = 384, 392
+_MUTEX, _CONDITION = 448, 576
+_MEMBERS = 704  # 16 bytes for each worker: team, number
+_ALIGNMENT = 64
+
+CHUNKS_PER_WORKER = 4
+SPIN_INSIDE_NS = 100_000  # how long a worker looks for the next region of an inference before it sleeps
+SPIN_OUTSIDE_NS = 10_000  # the same when no inference is going on
+SPIN_CALLER_NS = 50_000  # how long a caller looks for the end of the last chunks before it yields
+
+FUNCTIONS = ("stitch_parallel", "stitch_team_size", "stitch_team_begin", "stitch_team_end", "stitch_team_init",
+             "stitch_team_stop")  # fmt: skip
+
+# $NAME is an offset or a constant from above, or differs between machines: see `ir`.
+_IR = """
+declare i32 @pthread_create(ptr, ptr, ptr, ptr)
+declare i32 @pthread_detach(i64)
+declare i32 @pthread_mutex_init(ptr, ptr)
+declare i32 @pthread_mutex_lock(ptr)
+declare i32 @pthread_mutex_trylock(ptr)
+declare i32 @pthread_mutex_unlock(ptr)
+declare i32 @pthread_cond_init(ptr, ptr)
+declare i32 @pthread_cond_wait(ptr, ptr)
+declare i32 @pthread_cond_signal(ptr)
+declare i32 @pthread_cond_broadcast(ptr)
+declare i32 @pthread_sigmask(i32, ptr, ptr)
+declare i32 @sigfillset(ptr)
+declare i32 @sigdelset(ptr, i32)
+declare i32 @sched_yield()
+declare i32 @clock_gettime(i32, ptr)
+declare i64 @llvm.smin.i64(i64, i64)
+declare i64 @llvm.smax.i64(i64, i64)
+$PAUSE_DECLARE
+
+; Nanoseconds on a clock that only goes forward.
+define internal i64 @now() nounwind {
+  %spec = alloca [2 x i64], align 8
+  call i32 @clock_gettime(i32 $CLOCK, ptr %spec)
+  %seconds = load i64, ptr %spec
+  %rest_at = getelementptr i8, ptr %spec, i64 8
+  %rest = load i64, ptr %rest_at
+  %scaled = mul i64 %seconds, 1000000000
+  %sum = add i64 %scaled, %rest
+  ret i64 %sum
+}
+
+; Some tens of pauses, cut short when `at` is not `from` any more: about a microsecond.
+define internal void @rest(ptr %at, i64 %from) nounwind {
+entry:
+  br label %loop
+loop:
+  %i = phi i64 [0, %entry], [%next, %again]
+  $PAUSE
+  %value = load atomic i64, ptr %at acquire, align 8
+  %same = icmp eq i64 %value, %from
+  br i1 %same, label %again, label %out
+again:
+  %next = add i64 %i, 1
+  %more = icmp ult i64 %next, 32
+  br i1 %more, label %loop, label %out
+out:
+  ret void
+}
+
+; Wake two sleepers. If a worker holds the mutex it is on its way; one that goes to sleep at this very moment
+; misses a region, which costs time at worst. So nobody waits here for a worker that is not running.
+define internal void @wake(ptr %team) nounwind {
+  %mutex = getelementptr i8, ptr %team, i64 $MUTEX
+  %condition = getelementptr i8, ptr %team, i64 $CONDITION
+  %error = call i32 @pthread_mutex_trylock(ptr %mutex)
+  %locked = icmp eq i32 %error, 0
+  br i1 %locked, label %signal, label %out
+signal:
+  call i32 @pthread_mutex_unlock(ptr %mutex)
+  call i32 @pthread_cond_signal(ptr %condition)
+  call i32 @pthread_cond_signal(ptr %condition)
+  br label %out
+out:
+  ret void
+}
+
+; Claim chunks of the region in progress and run them until none is left. How many it were.
+define internal i64 @work(ptr %team, i64 %worker) {
+entry:
+  %fn_at = getelementptr i8, ptr %team, i64 $FN
+  %args_at = getelementptr i8, ptr %team, i64 $ARGS
+  %tasks_at = getelementptr i8, ptr %team, i64 $TASKS
+  %chunk_at = getelementptr i8, ptr %team, i64 $CHUNK
+  %chunks_at = getelementptr i8, ptr %team, i64 $CHUNKS
+  br label %look
+look:
+  %count = phi i64 [0, %entry], [%count, %claim], [%more, %run]
+  %word = load atomic i64, ptr %team acquire, align 8
+  %left = and i64 %word, 4294967295
+  %none = icmp eq i64 %left, 0
+  br i1 %none, label %out, label %claim
+claim:
+  %fn_bits = load atomic i64, ptr %fn_at acquire, align 8
+  %args_bits = load atomic i64, ptr %args_at acquire, align 8
+  %tasks = load atomic i64, ptr %tasks_at acquire, align 8
+  %chunk = load atomic i64, ptr %chunk_at acquire, align 8
+  %chunks = load atomic i64, ptr %chunks_at acquire, align 8
+  %less = sub i64 %word, 1
+  %swap = cmpxchg ptr %team, i64 %word, i64 %less acq_rel acquire
+  %mine = extractvalue {i64, i1} %swap, 1
+  br i1 %mine, label %run, label %look
+run:
+  %fn = inttoptr i64 %fn_bits to ptr
+  %args = inttoptr i64 %args_bits to ptr
+  %index = sub i64 %chunks, %left
+  %begin = mul i64 %index, %chunk
+  %full = add i64 %begin, %chunk
+  %end = call i64 @llvm.smin.i64(i64 %full, i64 %tasks)
+  call void %fn(ptr %args, i64 %begin, i64 %end, i64 %worker)
+  %more = add i64 %count, 1
+  br label %look
+out:
+  ret i64 %count
+}
+
+; A worker's whole life. `member` is its place in the team's table.
+define internal ptr @live(ptr %member) {
+entry:
+  %team = load ptr, ptr %member
+  %worker_at = getelementptr i8, ptr %member, i64 8
+  %worker = load i64, ptr %worker_at
+  %done_at = getelementptr i8, ptr %team, i64 $DONE
+  %stop_at = getelementptr i8, ptr %team, i64 $STOP
+  %active_at = getelementptr i8, ptr %team, i64 $ACTIVE
+  %sleepers_at = getelementptr i8, ptr %team, i64 $SLEEPERS
+  %live_at = getelementptr i8, ptr %team, i64 $LIVE
+  %mutex = getelementptr i8, ptr %team, i64 $MUTEX
+  %condition = getelementptr i8, ptr %team, i64 $CONDITION
+  br label %busy
+busy:
+  %count = call i64 @work(ptr %team, i64 %worker)
+  %idle = icmp eq i64 %count, 0
+  br i1 %idle, label %since, label %report
+report:
+  %before = atomicrmw add ptr %done_at, i64 %count acq_rel
+  br label %since
+since:
+  %start = call i64 @now()
+  br label %spin
+spin:
+  %stop = load atomic i64, ptr %stop_at acquire, align 8
+  %stopped = icmp ne i64 %stop, 0
+  br i1 %stopped, label %leave, label %peek
+peek:
+  %word = load atomic i64, ptr %team acquire, align 8
+  %left = and i64 %word, 4294967295
+  %some = icmp ne i64 %left, 0
+  br i1 %some, label %busy, label %wait
+wait:
+  call void @rest(ptr %team, i64 %word)
+  %time = call i64 @now()
+  %spent = sub i64 %time, %start
+  %active = load atomic i64, ptr %active_at monotonic, align 8
+  %inside = icmp sgt i64 %active, 0
+  %limit = select i1 %inside, i64 $SPIN_INSIDE_NS, i64 $SPIN_OUTSIDE_NS
+  %on = icmp slt i64 %spent, %limit
+  br i1 %on, label %spin, label %park
+park:
+  call i32 @pthread_mutex_lock(ptr %mutex)
+  %s0 = atomicrmw add ptr %sleepers_at, i64 1 seq_cst
+  %word2 = load atomic i64, ptr %team seq_cst, align 8
+  %left2 = and i64 %word2, 4294967295
+  %stop2 = load atomic i64, ptr %stop_at seq_cst, align 8
+  %either = or i64 %left2, %stop2
+  %sleep = icmp eq i64 %either, 0
+  br i1 %sleep, label %asleep, label %awake
+asleep:
+  call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)
+  br label %awake
+awake:
+  %s1 = atomicrmw sub ptr %sleepers_at, i64 1 seq_cst
+  call i32 @pthread_mutex_unlock(ptr %mutex)
+  %word3 = load atomic i64, ptr %team acquire, align 8
+  %left3 = and i64 %word3, 4294967295
+  %plenty = icmp ugt i64 %left3, 1
+  %others = icmp sgt i64 %s1, 1
+  %pass = and i1 %plenty, %others
+  br i1 %pass, label %chain, label %busy
+chain:
+  call void @wake(ptr %team)
+  br label %busy
+leave:
+  %l = atomicrmw sub ptr %live_at, i64 1 acq_rel
+  ret ptr null
+}
+
+; Start the workers, once. Python handles signals in its main thread: workers block them, except for faults.
+define internal void @start(ptr %team) cold noinline {
+entry:
+  %set = alloca [128 x i8], align 8
+  %old = alloca [128 x i8], align 8
+  %thread = alloca i64, align 8
+  %started_at = getelementptr i8, ptr %team, i64 $STARTED
+  store atomic i64 1, ptr %started_at release, align 8
+  %size_at = getelementptr i8, ptr %team, i64 $SIZE
+  %size = load i64, ptr %size_at
+  %live_at = getelementptr i8, ptr %team, i64 $LIVE
+  call i32 @sigfillset(ptr %set)
+  call i32 @sigdelset(ptr %set, i32 4)
+  call i32 @sigdelset(ptr %set, i32 8)
+  call i32 @sigdelset(ptr %set, i32 11)
+  call i32 @sigdelset(ptr %set, i32 $SIGBUS)
+  call i32 @pthread_sigmask(i32 $SIG_SETMASK, ptr %set, ptr %old)
+  br label %loop
+loop:
+  %worker = phi i64 [1, %entry], [%next, %created]
+  %on = icmp slt i64 %worker, %size
+  br i1 %on, label %create, label %out
+create:
+  %offset = mul i64 %worker, 16
+  %table = getelementptr i8, ptr %team, i64 $MEMBERS
+  %member = getelementptr i8, ptr %table, i64 %offset
+  store ptr %team, ptr %member
+  %worker_at = getelementptr i8, ptr %member, i64 8
+  store i64 %worker, ptr %worker_at
+  %l = atomicrmw add ptr %live_at, i64 1 acq_rel
+  %error = call i32 @pthread_create(ptr %thread, ptr null, ptr @live, ptr %member)
+  %failed = icmp ne i32 %error, 0
+  br i1 %failed, label %fewer, label %created
+created:
+  %id = load i64, ptr %thread
+  call i32 @pthread_detach(i64 %id)
+  %next = add i64 %worker, 1
+  br label %loop
+fewer:
+  %m = atomicrmw sub ptr %live_at, i64 1 acq_rel
+  br label %out
+out:
+  call i32 @pthread_sigmask(i32 $SIG_SETMASK, ptr %old, ptr null)
+  ret void
+}
+
+; Wait until workers have finished `expected` chunks.
+define internal void @join(ptr %done_at, i64 %expected) {
+entry:
+  %first = load atomic i64, ptr %done_at acquire, align 8
+  %ready = icmp eq i64 %first, %expected
+  br i1 %ready, label %out, label %begin
+begin:
+  %start = call i64 @now()
+  br label %loop
+loop:
+  %done = load atomic i64, ptr %done_at acquire, align 8
+  %finished = icmp eq i64 %done, %expected
+  br i1 %finished, label %out, label %wait
+wait:
+  call void @rest(ptr %done_at, i64 %done)
+  %time = call i64 @now()
+  %spent = sub i64 %time, %start
+  %long = icmp sgt i64 %spent, $SPIN_CALLER_NS
+  br i1 %long, label %yield, label %loop
+yield:
+  call i32 @sched_yield()
+  br label %loop
+out:
+  ret void
+}
+
+define void @stitch_parallel(ptr %team, ptr %fn, ptr %args, i64 %tasks, i64 %given) {
+entry:
+  %grain = call i64 @llvm.smax.i64(i64 %given, i64 1)
+  %nobody = icmp eq ptr %team, null
+  %little = icmp sle i64 %tasks, %grain
+  %direct = or i1 %nobody, %little
+  br i1 %direct, label %alone, label %ask
+ask:
+  %size_at = getelementptr i8, ptr %team, i64 $SIZE
+  %size = load i64, ptr %size_at
+  %single = icmp sle i64 %size, 1
+  br i1 %single, label %alone, label %try
+try:
+  %busy_at = getelementptr i8, ptr %team, i64 $BUSY
+  %lock = cmpxchg ptr %busy_at, i64 0, i64 1 acquire monotonic
+  %got = extractvalue {i64, i1} %lock, 1
+  br i1 %got, label %taken, label %alone
+taken:
+  %started_at = getelementptr i8, ptr %team, i64 $STARTED
+  %started = load atomic i64, ptr %started_at acquire, align 8
+  %is_started = icmp ne i64 %started, 0
+  br i1 %is_started, label %publish, label %launch
+launch:
+  call void @start(ptr %team)
+  br label %publish
+publish:
+  %shares = mul i64 %size, $CHUNKS_PER_WORKER
+  %shares_less = sub i64 %shares, 1
+  %padded = add i64 %tasks, %shares_less
+  %even = sdiv i64 %padded, %shares
+  %chunk = call i64 @llvm.smax.i64(i64 %even, i64 %grain)
+  %chunk_less = sub i64 %chunk, 1
+  %padded2 = add i64 %tasks, %chunk_less
+  %chunks = sdiv i64 %padded2, %chunk
+  %fn_at = getelementptr i8, ptr %team, i64 $FN
+  %args_at = getelementptr i8, ptr %team, i64 $ARGS
+  %tasks_at = getelementptr i8, ptr %team, i64 $TASKS
+  %chunk_at = getelementptr i8, ptr %team, i64 $CHUNK
+  %chunks_at = getelementptr i8, ptr %team, i64 $CHUNKS
+  %done_at = getelementptr i8, ptr %team, i64 $DONE
+  %fn_bits = ptrtoint ptr %fn to i64
+  %args_bits = ptrtoint ptr %args to i64
+  store atomic i64 %fn_bits, ptr %fn_at release, align 8
+  store atomic i64 %args_bits, ptr %args_at release, align 8
+  store atomic i64 %tasks, ptr %tasks_at release, align 8
+  store atomic i64 %chunk, ptr %chunk_at release, align 8
+  store atomic i64 %chunks, ptr %chunks_at release, align 8
+  store atomic i64 0, ptr %done_at release, align 8
+  %word = load atomic i64, ptr %team monotonic, align 8
+  %epoch = and i64 %word, -4294967296
+  %next = add i64 %epoch, 4294967296
+  %new = or i64 %next, %chunks
+  %was = atomicrmw xchg ptr %team, i64 %new seq_cst
+  %sleepers_at = getelementptr i8, ptr %team, i64 $SLEEPERS
+  %sleepers = load atomic i64, ptr %sleepers_at seq_cst, align 8
+  %asleep = icmp sgt i64 %sleepers, 0
+  br i1 %asleep, label %rouse, label %share
+rouse:
+  call void @wake(ptr %team)
+  br label %share
+share:
+  %own = call i64 @work(ptr %team, i64 0)
+  %theirs = sub i64 %chunks, %own
+  call void @join(ptr %done_at, i64 %theirs)
+  store atomic i64 0, ptr %busy_at release, align 8
+  ret void
+alone:
+  call void %fn(ptr %args, i64 0, i64 %tasks, i64 0)
+  ret void
+}
+
+define i64 @stitch_team_size(ptr %team) {
+  %nobody = icmp eq ptr %team, null
+  br i1 %nobody, label %one, label %some
+some:
+  %size_at = getelementptr i8, ptr %team, i64 $SIZE
+  %size = load i64, ptr %size_at
+  ret i64 %size
+one:
+  ret i64 1
+}
+
+define void @stitch_team_begin(ptr %team) {
+  %nobody = icmp eq ptr %team, null
+  br i1 %nobody, label %out, label %some
+some:
+  %active_at = getelementptr i8, ptr %team, i64 $ACTIVE
+  %was = atomicrmw add ptr %active_at, i64 1 monotonic
+  br label %out
+out:
+  ret void
+}
+
+define void @stitch_team_end(ptr %team) {
+  %nobody = icmp eq ptr %team, null
+  br i1 %nobody, label %out, label %some
+some:
+  %active_at = getelementptr i8, ptr %team, i64 $ACTIVE
+  %was = atomicrmw sub ptr %active_at, i64 1 monotonic
+  br label %out
+out:
+  ret void
+}
+
+; Make a team of zeroed memory, or make one anew in a child after fork.
+define void @stitch_team_init(ptr %team, i64 %size) {
+  call void @llvm.memset.p0.i64(ptr %team, i8 0, i64 $MEMBERS, i1 false)
+  %size_at = getelementptr i8, ptr %team, i64 $SIZE
+  store i64 %size, ptr %size_at
+  %mutex = getelementptr i8, ptr %team, i64 $MUTEX
+  %condition = getelementptr i8, ptr %team, i64 $CONDITION
+  call i32 @pthread_mutex_init(ptr %mutex, ptr null)
+  call i32 @pthread_cond_init(ptr %condition, ptr null)
+  ret void
+}
+
+; Ask the workers to leave, after which regions run on their callers alone. How many are still there.
+define i64 @stitch_team_stop(ptr %team) {
+  %started_at = getelementptr i8, ptr %team, i64 $STARTED
+  store atomic i64 1, ptr %started_at release, align 8
+  %stop_at = getelementptr i8, ptr %team, i64 $STOP
+  store atomic i64 1, ptr %stop_at seq_cst, align 8
+  %mutex = getelementptr i8, ptr %team, i64 $MUTEX
+  %condition = getelementptr i8, ptr %team, i64 $CONDITION
+  call i32 @pthread_mutex_lock(ptr %mutex)
+  call i32 @pthread_mutex_unlock(ptr %mutex)
+  call i32 @pthread_cond_broadcast(ptr %condition)
+  %live_at = getelementptr i8, ptr %team, i64 $LIVE
+  %live = load atomic i64, ptr %live_at acquire, align 8
+  ret i64 %live
+}
+
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
+"""
+
+_PAUSES = {
+    "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
+    "aarch64": ("declare void @llvm.aarch64.isb(i32)", "call void @llvm.aarch64.isb(i32 15)"),
+}
+_PAUSES["arm64"] = _PAUSES["aarch64"]
+
+
+def ir(triple: str) -> str:
+    """The team's code for a machine, which must be a 64-bit one."""
+    declare, pause = _PAUSES.get(triple.split("-")[0], ("", ""))
+    apple = "darwin" in triple or "macos" in triple
+    constants: dict[str, object] = {
+        "PAUSE_DECLARE": declare,
+        "PAUSE": pause,
+        "CLOCK": 6 if apple else 1,
+        "SIGBUS": 10 if apple else 7,
+        "SIG_SETMASK": 3 if apple else 2,
+        "CHUNKS_PER_WORKER": CHUNKS_PER_WORKER,
+        "SPIN_INSIDE_NS": SPIN_INSIDE_NS,
+        "SPIN_OUTSIDE_NS": SPIN_OUTSIDE_NS,
+        "SPIN_CALLER_NS": SPIN_CALLER_NS,
+        **{name[1:]: value for name, value in globals().items() if name[0] == "_" and isinstance(value, int)},
+    }
+    text = f'target triple = "{triple}"\n{_IR}'
+    for name in sorted(constants, key=len, reverse=True):
+        text = text.replace(f"${name}", str(constants[name]))
+    return text
+
+
+class Team:
+    """A team of `size`, the calling thread included, in memory that lives as long as the process.
+
+    `functions` are the addresses of FUNCTIONS. The address of a team never changes, not even over a fork.
+    """
+
+    def __init__(self, size: int, functions: Mapping[str, int]) -> None:
+        self.size = size
+        self._memory = ctypes.create_string_buffer(_MEMBERS + 16 * size + _ALIGNMENT)
+        self.address = -(-ctypes.addressof(self._memory) // _ALIGNMENT) * _ALIGNMENT
+        self._init: Callable[[int, int], None]
+        self._init = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(functions["stitch_team_init"])
+        self._stop: Callable[[int], int]
+        self._stop = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(functions["stitch_team_stop"])
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+        atexit.register(self.stop)
+
+    def _reset(self) -> None:
+        self._init(self.address, self.size)
+
+    @property
+    def workers(self) -> int:
+        """How many threads it has started that are alive, besides callers."""
+        return ctypes.c_int64.from_address(self.address + _LIVE).value
+
+    def stop(self, patience: float = 1.0) -> None:
+        """End the workers; the team then runs everything on the caller. A region in progress is finished."""
+        deadline = time.monotonic() + patience
+        while self._stop(self.address) > 0 and time.monotonic() < deadline:
+            time.sleep(0.0002)
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """How many threads may run at once: the processors this process may use, cut to its cgroup's quota.
+
+    A quota of 2.5 processors gives 2: a third thread would use up the quota early in each period, and
+    all of them would be stopped for the rest of it.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(allowed, _quota(root))))
+
+
+def _quota(root: Path) -> float:
+    """The tightest quota among the cgroups around this process, in processors."""
+    quota = math.inf
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if not controllers:
+            mounts, parse = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], _quota_v2
+        elif "cpu" in controllers.split(","):
+            mounts, parse = ["sys/fs/cgroup/cpu", "sys/fs/cgroup/" + controllers], _quota_v1
+        else:
+            continue
+        below = Path(path.lstrip("/"))
+        quota = min([quota, *(parse(root / mount / group) for mount in mounts for group in (below, *below.parents))])
+    return quota
+
+
+def _quota_v2(group: Path) -> float:
+    limit, _, period = _read(group / "cpu.max").partition(" ")
+    return _ratio(limit, period)
+
+
+def _quota_v1(group: Path) -> float:
+    return _ratio(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
+
+
+def _ratio(limit: str, period: str) -> float:
+    try:
+        value = int(limit) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return math.inf  # "max", or there is no such file
+    return value if value > 0 else math.inf
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,635 @@
+"""ONNX models into graphs of primitives. Only this module and `stitch.backend` know onnx.
+
+    graph = load("model.onnx")                                   # a path, the file's bytes, or an onnx.ModelProto
+    graph = load("model.onnx", shapes={"x": ["batch", 3, 224, 224]})
+
+Nodes are built on demand, from the outputs backwards, in the file's order where it is a possible one: whatever no
+output needs is never looked at. An operator that the registry does not know is replaced by its function body, the
+model's own or ONNX's; an `If` whose condition is known, by the branch that it takes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from stitch import dtypes, evaluate
+from stitch.errors import InvalidModel, StitchError, UnsupportedOperator
+from stitch.graph import Builder, Graph, Node, Origin, Value
+from stitch.inputs import Shape, Shapes, input_shapes
+from stitch.ops import registry
+from stitch.ops.primitives import Array
+from stitch.ops.registry import Call
+from stitch.weights import Folder, lift, map_file, view
+
+if TYPE_CHECKING:
+    import onnx
+
+    _Attributes: TypeAlias = Mapping[str, onnx.AttributeProto]
+
+Results: TypeAlias = tuple[Value | None, ...]
+
+_FOLDABLE = 1 << 20  # elements: larger values are not computed for an operator that asks for a constant
+_DEPTH = 64  # functions and branches inside each other
+
+
+def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto, shapes: Shapes | None = None) -> Graph:
+    """The graph of a model. `shapes` replaces the shapes of inputs by name; None in one is an unknown extent.
+
+    Raises InvalidModel for what is no correct model, UnsupportedOperator for what is one but cannot be compiled.
+    """
+    _register_operators()
+    return _Importer(Source.open(model)).graph(shapes or {})
+
+
+# ------------------------------------------------------------------ the model as it lies in memory
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed model, its large initializers by index (`lifted`), and the folder with its external data."""
+
+    proto: onnx.ModelProto
+    lifted: Mapping[int, memoryview]
+    folder: Folder
+
+    @staticmethod
+    def open(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
+        import onnx
+
+        if isinstance(model, onnx.ModelProto):
+            return Source(_with_graph(model, "the model"), {}, Folder(None))
+        if isinstance(model, bytes | bytearray | memoryview):
+            return _parse(memoryview(model).cast("B"), "the model", Folder(None))
+        if not isinstance(model, str | os.PathLike):
+            raise TypeError(f"a model is a path, bytes, or an onnx.ModelProto, not {type(model).__name__}")
+        path = Path(model)
+        return _parse(map_file(path, "the model"), f"the model {str(path)!r}", Folder(path.absolute().parent))
+
+
+def _parse(data: memoryview, what: str, folder: Folder) -> Source:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    if not len(data):
+        raise InvalidModel(f"{what} is empty", advice="get the file again")
+    skeleton, lifted = lift(data)
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(bytes(skeleton))
+    except (DecodeError, ValueError):
+        raise InvalidModel(f"{what} is not an ONNX file, or is damaged", advice="get the file again") from None
+    return Source(_with_graph(proto, what), lifted, folder)
+
+
+def _with_graph(proto: onnx.ModelProto, what: str) -> onnx.ModelProto:
+    if not proto.HasField("graph"):
+        raise InvalidModel(f"{what} has no graph, so it is not an ONNX model", advice="check the file")
+    return proto
+
+
+def _dtype(code: int) -> np.dtype | str:
+    """The dtype of a TensorProto.DataType, or the name of one that stitch has no type for. Raises InvalidModel."""
+    import onnx
+
+    if code in _DTYPES:
+        return _DTYPES[code]
+    try:
+        name = onnx.TensorProto.DataType.Name(code)
+    except ValueError:
+        raise InvalidModel(f"there is no element type {code}") from None
+    if code == onnx.TensorProto.UNDEFINED:
+        raise InvalidModel("an element type is missing")
+    return str(name).lower()
+
+
+_DTYPES: dict[int, np.dtype] = {
+    1: dtypes.FLOAT32, 2: dtypes.UINT8, 3: dtypes.INT8, 4: dtypes.UINT16, 5: dtypes.INT16, 6: dtypes.INT32,
+    7: dtypes.INT64, 9: dtypes.BOOL, 10: dtypes.FLOAT16, 11: dtypes.FLOAT64, 12: dtypes.UINT32, 13: dtypes.UINT64,
+    16: dtypes.BFLOAT16,
+}  # fmt: skip
+_CODES: dict[np.dtype, int] = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+class _NoType(Exception):
+    """A tensor has the element type `name`, which stitch does not have."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def _array(tensor: onnx.TensorProto, folder: Folder, lifted: memoryview | None = None) -> Array:
+    """The elements of a tensor, without a copy where possible. Raises InvalidModel or _NoType."""
+    from onnx import numpy_helper
+
+    what = f"tensor {tensor.name!r}" if tensor.name else "a tensor without a name"
+    dtype = _dtype(tensor.data_type)
+    if isinstance(dtype, str):
+        raise _NoType(dtype)
+    shape = tuple(tensor.dims)
+    if any(d < 0 for d in shape) or tensor.HasField("segment"):
+        raise InvalidModel(f"{what} has a negative dimension or a segment")
+    if tensor.data_location == tensor.EXTERNAL:
+        entries = {e.key: e.value for e in tensor.external_data}
+        size = dtype.itemsize
+        for d in shape:
+            size *= d
+        return view(folder.read(entries, size, what), dtype, shape, what)
+    if lifted is not None:
+        return view(lifted, dtype, shape, what)
+    if tensor.HasField("raw_data"):
+        return view(tensor.raw_data, dtype, shape, what)
+    try:
+        array: Array = np.asarray(numpy_helper.to_array(tensor))
+        return array.view(dtype) if dtype == dtypes.BFLOAT16 else array.astype(dtype, copy=False)
+    except (ValueError, TypeError, OverflowError) as problem:
+        raise InvalidModel(f"{what} cannot be read: {problem}") from None
+
+
+def _dense(sparse: onnx.SparseTensorProto, folder: Folder) -> Array:
+    """A sparse tensor with its zeros."""
+    values, indices = _array(sparse.values, folder), _array(sparse.indices, folder)
+    shape = tuple(sparse.dims)
+    out = np.zeros(shape, values.dtype)
+    try:
+        flat = np.ravel_multi_index(tuple(indices.T), shape) if indices.ndim == 2 else indices
+        if flat.size and not 0 <= flat.min() <= flat.max() < out.size:
+            raise ValueError("an index is out of range")
+        out.reshape(-1)[flat] = values
+    except (ValueError, IndexError, TypeError) as problem:
+        raise InvalidModel(f"sparse tensor {sparse.values.name!r} cannot be read: {problem}") from None
+    return out
+
+
+def _declared(value: onnx.ValueInfoProto) -> Shape | None:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    fields = [(d.WhichOneof("value"), d) for d in tensor.shape.dim]
+    return [d.dim_value if kind == "dim_value" else d.dim_param if kind == "dim_param" else None for kind, d in fields]
+
+
+# ------------------------------------------------------------------ nodes
+
+
+class _Constants(Mapping[Value, Array]):
+    """The elements of values that follow from constants alone, computed when an operator asks for them."""
+
+    def __init__(self, builder: Builder) -> None:
+        self._nodes = builder.nodes
+        self._producers: dict[Value, Node] = {}
+        self._seen = 0
+        self._found: dict[Value, Array | None] = {}
+
+    def __getitem__(self, value: Value) -> Array:
+        for node in self._nodes[self._seen :]:
+            self._producers.update((v, node) for v in node.outputs)
+        self._seen = len(self._nodes)
+        waiting = [value]
+        while waiting:
+            v = waiting.pop()
+            if v in self._found:
+                continue
+            made = self._producers.get(v)
+            if made is None or made.prim == "host" or not (made.prim == "const" or _is_small(v)):
+                self._found[v] = None
+            elif missing := [i for i in made.inputs if i not in self._found]:
+                waiting += [v, *missing]
+            else:
+                self._found[v] = _fold(made, [self._found[i] for i in made.inputs])
+        array = self._found[value]
+        if array is None:
+            raise KeyError(value)
+        return array
+
+    def __iter__(self) -> Iterator[Value]:
+        return iter([v for v, array in self._found.items() if array is not None])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _is_small(value: Value) -> bool:
+    size = value.size
+    return isinstance(size, int) and size <= _FOLDABLE
+
+
+def _fold(node: Node, inputs: Sequence[Array | None]) -> Array | None:
+    arrays = [x for x in inputs if x is not None]
+    if len(arrays) < len(inputs):
+        return None
+    try:
+        return evaluate.apply(node, arrays, {})[0]
+    except KeyError:  # an attribute holds a symbol
+        return None
+
+
+@dataclass(eq=False)
+class _Scope:
+    """The names of a graph, a branch or a function's body, and how far its nodes have been built."""
+
+    nodes: Sequence[onnx.NodeProto]
+    opsets: Mapping[str, int]
+    parent: _Scope | None = None  # whose names are seen from here
+    prefix: str = ""  # before the names of nodes
+    origin: Origin | None = None  # of everything here, in the body of one of ONNX's own operators
+    attributes: Mapping[str, onnx.AttributeProto] = field(default_factory=dict)  # of the function that is called
+    values: dict[str, Value | None] = field(default_factory=dict)
+    sources: dict[str, Callable[[], Array]] = field(default_factory=dict)  # initializers, not read yet
+    producers: dict[str, int] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)  # names that somebody reads
+    built: set[int] = field(default_factory=set)
+    active: dict[int, None] = field(default_factory=dict)  # nodes whose inputs are being built, outermost first
+
+    def __post_init__(self) -> None:
+        for i, node in enumerate(self.nodes):
+            for name in filter(None, node.output):
+                # Models are patched by appending a second Constant of a name: the last one holds, as in onnxruntime.
+                again = name in self.producers and {node.op_type, self.nodes[self.producers[name]].op_type} != {"Constant"}
+                if again or name in self.values or name in self.sources:
+                    raise InvalidModel(f"value {name!r} is defined twice", node=self.label(i))
+                self.producers[name] = i
+
+    def label(self, index: int) -> str:
+        node = self.nodes[index]
+        return self.prefix + (node.name or f"{node.op_type}_{index}")
+
+    def owner(self, name: str) -> _Scope | None:
+        scope: _Scope | None = self
+        while scope and not (name in scope.values or name in scope.sources or name in scope.producers):
+            scope = scope.parent
+        return scope
+
+
+class _Importer:
+    def __init__(self, source: Source) -> None:
+        proto = source.proto
+        self.source = source
+        self.builder = Builder(proto.graph.name or "graph")
+        self.constants = _Constants(self.builder)
+        self.functions = {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
+        self.depth = 0
+
+    # -------------------------------------------------- graphs
+
+    def graph(self, shapes: Shapes) -> Graph:
+        proto = self.source.proto
+        opsets = _opsets(proto.opset_import)
+        if "" not in opsets:
+            raise InvalidModel("the model does not say which version of the operator set ai.onnx it uses")
+        sources = self._initializers(proto.graph, self.source.lifted)
+        inputs = _unique([v for v in proto.graph.input if v.name not in sources], "input")
+        typed = {v.name: self._input_dtype(v) for v in inputs}
+        usable = {v.name: _declared(v) for v in inputs if isinstance(typed[v.name], np.dtype)}
+        shaped, guards = input_shapes(usable, shapes)
+        self.builder.guards += guards
+        values: dict[str, Value | None] = {}
+        for name, dtype in typed.items():
+            if isinstance(dtype, str):
+                sources[name] = _raiser(_NoType(dtype))
+            else:
+                values[name] = self.builder.input(name, dtype, shaped[name])
+        scope = _Scope(proto.graph.node, opsets, values=values, sources=sources)
+        names = [v.name for v in _unique(proto.graph.output, "output")]
+        if not names:
+            raise InvalidModel("the model has no outputs")
+        try:
+            return self.builder.finish(self._outputs(scope, names))
+        except _NoType as problem:
+            raise UnsupportedOperator("graph output", opset=opsets[""], dtype=problem.name) from None
+
+    def _initializers(
+        self, graph: onnx.GraphProto, lifted: Mapping[int, memoryview] | None = None
+    ) -> dict[str, Callable[[], Array]]:
+        folder = self.source.folder
+        found: dict[str, Callable[[], Array]] = {}
+        dense = [(t.name, partial(_array, t, folder, (lifted or {}).get(i))) for i, t in enumerate(graph.initializer)]
+        sparse = [(t.values.name, partial(_dense, t, folder)) for t in graph.sparse_initializer]
+        for name, read in dense + sparse:
+            if name in found or not name:
+                raise InvalidModel(f"initializer {name!r} is defined twice" if name else "an initializer has no name")
+            found[name] = read
+        return found
+
+    def _input_dtype(self, value: onnx.ValueInfoProto) -> np.dtype | str:
+        kind = value.type.WhichOneof("value")
+        if kind is None:
+            raise InvalidModel(f"input {value.name!r} has no type")
+        if kind != "tensor_type":
+            return str(kind).removesuffix("_type")
+        try:
+            return _dtype(value.type.tensor_type.elem_type)
+        except InvalidModel as problem:
+            raise InvalidModel(f"input {value.name!r}: {problem.problem}") from None
+
+    def _outputs(self, scope: _Scope, names: Sequence[str]) -> dict[str, Value]:
+        """The values of these names, with what they need of the scope's nodes built."""
+        live: set[int] = set()
+        waiting = list(names)
+        scope.read.update(names)
+        while waiting:
+            index = scope.producers.get(waiting.pop())
+            if index is not None and index not in live:
+                live.add(index)
+                waiting.extend(scope.nodes[index].input)
+                scope.read.update(_reads(scope.nodes[index]))
+        for index in sorted(live):
+            self._demand(scope, index)
+        out = {}
+        for name in names:
+            value = self._value(scope, name)
+            if value is None:
+                raise InvalidModel(f"output {name!r} is not the output of any node, an input or an initializer")
+            out[name] = value
+        return out
+
+    def _value(self, scope: _Scope, name: str) -> Value | None:
+        """The value of a name. None for the empty one, an omitted argument, and one that is not defined."""
+        owner = scope.owner(name) if name else None
+        if owner is None:
+            return None
+        if name not in owner.values:
+            if name in owner.sources:
+                array = owner.sources[name]()
+                self.builder.origin = Origin(name, "initializer")
+                owner.values[name] = self.builder.const(array)
+            else:
+                self._demand(owner, owner.producers[name])
+        return owner.values.get(name)
+
+    def _demand(self, scope: _Scope, index: int) -> None:
+        """Builds a node after those that it depends on."""
+        waiting = [index]
+        while waiting:
+            i = waiting[-1]
+            if i in scope.built:
+                waiting.pop()
+                continue
+            needed = [scope.producers[name] for name in scope.nodes[i].input if name in scope.producers]
+            missing = [j for j in needed if j not in scope.built]
+            scope.active[i] = None
+            for j in missing or ():
+                self._check_acyclic(scope, j)
+            if missing:
+                waiting += reversed(missing)
+                continue
+            self._build(scope, i)
+            scope.built.add(i)
+            del scope.active[i]
+            waiting.pop()
+
+    def _check_acyclic(self, scope: _Scope, index: int) -> None:
+        if index in scope.active:
+            path = list(scope.active)
+            cycle = [scope.label(i) for i in path[path.index(index) :]]
+            raise InvalidModel(f"nodes depend on each other in a cycle: {', '.join(map(repr, cycle))}")
+
+    # -------------------------------------------------- nodes
+
+    def _build(self, scope: _Scope, index: int) -> None:
+        node, label = scope.nodes[index], scope.label(index)
+        domain = _domain(node.domain)
+        local = self.functions.get((domain, node.op_type, node.overload))
+        opset = scope.opsets.get(domain, 1 if local is not None else None)
+        if opset is None:
+            problem = f"the model does not say which version of the operator set {domain or 'ai.onnx'} it uses"
+            raise InvalidModel(f"{node.op_type}: {problem}", node=label)
+        call = Call(
+            node.op_type, label, opset, {}, tuple(n if n in scope.read else "" for n in node.output),
+            domain=domain, constants=self.constants,
+        )  # fmt: skip
+        try:
+            call = replace(call, inputs=self._arguments(scope, node, call))
+            attributes = self._attributes(scope, node, call)
+            if domain == "" and node.op_type == "If":
+                results = self._branch(scope, call, attributes)
+            elif registry.lookup(node.op_type, opset, domain) is not None:
+                plain = {name: a for name, a in attributes.items() if not _graphs(a)}
+                read = {name: self._attribute(a, call) for name, a in plain.items()}
+                self.builder.origin = scope.origin or Origin(label, node.op_type, domain, opset)
+                results = self._apply(replace(call, attrs=read), node)
+            elif (function := local or _function(node, call, attributes)) is not None:
+                results = self._inline(scope, call, attributes, function, own=local is None)
+            else:
+                raise call.unsupported(_ADVICE.get(node.op_type, ""))
+        except _NoType as problem:
+            raise UnsupportedOperator(
+                call.operator, node=label, domain=domain, opset=opset, dtype=problem.name
+            ) from None
+        for i, name in enumerate(node.output):
+            if name in scope.read and name and (i >= len(results) or results[i] is None):
+                raise call.unsupported(f"its output {i}, {name!r}, is not computed")
+        scope.values.update(zip(node.output, results, strict=False))
+
+    def _apply(self, call: Call, node: onnx.NodeProto) -> Results:
+        try:
+            return registry.apply(self.builder, call)
+        except StitchError:
+            raise
+        except Exception as problem:  # most likely an attribute that is missing or of another type
+            reason = _complaint(node, call) or f"{type(problem).__name__}: {problem}"
+            raise call.invalid(reason) from problem
+
+    def _arguments(self, scope: _Scope, node: onnx.NodeProto, call: Call) -> Results:
+        values = [self._value(scope, name) for name in node.input]
+        for name, value in zip(node.input, values, strict=True):
+            if name and value is None and scope.owner(name) is None:
+                raise call.invalid(f"it reads {name!r}, which nothing defines")
+        while values and values[-1] is None:
+            values.pop()
+        return tuple(values)
+
+    def _attributes(self, scope: _Scope, node: onnx.NodeProto, call: Call) -> _Attributes:
+        """A node's attributes by name, references to those of the function around it replaced."""
+        found: dict[str, onnx.AttributeProto] = {}
+        for a in node.attribute:
+            if a.name in found:
+                raise call.invalid(f"attribute {a.name!r} is given twice")
+            if not a.ref_attr_name:
+                found[a.name] = a
+            elif a.ref_attr_name in scope.attributes:
+                found[a.name] = scope.attributes[a.ref_attr_name]
+        return found
+
+    def _attribute(self, a: onnx.AttributeProto, call: Call) -> Any:
+        folder = self.source.folder
+        kind = a.AttributeType.Name(a.type)
+        try:
+            match kind:
+                case "INT":
+                    return a.i
+                case "FLOAT":
+                    return a.f
+                case "STRING":
+                    return a.s.decode("utf-8", "surrogateescape")
+                case "INTS":
+                    return tuple(a.ints)
+                case "FLOATS":
+                    return tuple(a.floats)
+                case "STRINGS":
+                    return tuple(s.decode("utf-8", "surrogateescape") for s in a.strings)
+                case "TENSOR":
+                    return _array(a.t, folder)
+                case "TENSORS":
+                    return tuple(_array(t, folder) for t in a.tensors)
+                case "SPARSE_TENSOR":
+                    return _dense(a.sparse_tensor, folder)
+        except InvalidModel as problem:
+            raise call.invalid(problem.problem) from None
+        raise call.unsupported(f"its attribute {a.name!r} of type {kind} is unknown")
+
+    # -------------------------------------------------- graphs in nodes
+
+    def _branch(self, scope: _Scope, call: Call, attributes: _Attributes) -> Results:
+        """The outputs of the branch that an If is known to take."""
+        condition = call.inputs[0] if call.inputs else None
+        if condition is None or not all(attributes[b].HasField("g") for b in _BRANCHES if b in attributes):
+            raise call.invalid("it has no condition")
+        array = call.constant(condition, "condition")
+        if array.size != 1 or array.dtype != dtypes.BOOL:
+            raise call.invalid("its condition is not a single bool")
+        taken = attributes.get(_BRANCHES[0] if array.item() else _BRANCHES[1])
+        if taken is None or len(taken.g.output) != len(call.outputs):
+            raise call.invalid("a branch is missing, or has another number of outputs")
+        inner = replace(
+            scope, nodes=taken.g.node, parent=scope, values={}, sources=self._initializers(taken.g), producers={},
+            read=set(), built=set(), active={},
+        )  # fmt: skip
+        wanted = [out.name for out, read in zip(taken.g.output, call.outputs, strict=True) if read]
+        return self._nested(inner, wanted, [out.name for out in taken.g.output], call)
+
+    def _inline(
+        self, scope: _Scope, call: Call, attributes: _Attributes, function: onnx.FunctionProto, own: bool
+    ) -> Results:
+        """The outputs of a function's body. `own`: it is the body of one of ONNX's own operators."""
+        if len(call.inputs) > len(function.input) or len(call.outputs) > len(function.output):
+            raise call.invalid("it has more inputs or outputs than its function")
+        given = [*call.inputs, *[None] * (len(function.input) - len(call.inputs))]
+        defaults = {a.name: a for a in function.attribute_proto}
+        inner = _Scope(
+            function.node, _opsets(function.opset_import), prefix=f"{call.node}/",
+            attributes={**defaults, **attributes},
+            origin=(scope.origin or Origin(call.node, call.operator, call.domain, call.opset)) if own else scope.origin,
+            values=dict(zip(function.input, given, strict=True)),
+        )  # fmt: skip
+        wanted = [name for name, read in zip(function.output, call.outputs, strict=False) if read]
+        return self._nested(inner, wanted, function.output, call)
+
+    def _nested(self, inner: _Scope, wanted: Sequence[str], outputs: Iterable[str], call: Call) -> Results:
+        if self.depth == _DEPTH:
+            raise call.invalid(f"functions are nested more than {_DEPTH} deep, or without end")
+        self.depth += 1
+        found = self._outputs(inner, wanted)
+        self.depth -= 1
+        return tuple(found.get(name) for name in outputs)
+
+
+_BRANCHES = ("then_branch", "else_branch")
+
+_ADVICE = {
+    "Loop": "unroll the loop when exporting",
+    "Scan": "unroll the loop when exporting",
+}
+
+
+def _register_operators() -> None:
+    """Fills the registry: each module in stitch.ops registers what it defines."""
+    import importlib
+    import pkgutil
+
+    import stitch.ops
+
+    for module in pkgutil.iter_modules(stitch.ops.__path__):
+        importlib.import_module(f"stitch.ops.{module.name}")
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    return {_domain(i.domain): i.version for i in imports}
+
+
+def _unique(values: Iterable[onnx.ValueInfoProto], what: str) -> list[onnx.ValueInfoProto]:
+    found: dict[str, onnx.ValueInfoProto] = {}
+    for v in values:
+        if v.name in found or not v.name:
+            raise InvalidModel(f"{what} {v.name!r} is listed twice" if v.name else f"an {what} has no name")
+        found[v.name] = v
+    return [*found.values()]
+
+
+def _raiser(problem: Exception) -> Callable[[], Array]:
+    def read() -> Array:
+        raise problem
+
+    return read
+
+
+def _graphs(a: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    return [*([a.g] if a.HasField("g") else []), *a.graphs]
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The names that a node reads, with all those in its branches."""
+    yield from node.input
+    for a in node.attribute:
+        for graph in _graphs(a):
+            yield from (v.name for v in graph.output)
+            for inner in graph.node:
+                yield from _reads(inner)
+
+
+def _function(node: onnx.NodeProto, call: Call, attributes: _Attributes) -> onnx.FunctionProto | None:
+    """The body that ONNX gives for an operator, if it does."""
+    import onnx
+
+    try:
+        schema: Any = onnx.defs.get_schema(call.operator, call.opset, call.domain)
+    except onnx.defs.SchemaError:
+        return None
+    body = b""
+    if versions := [v for v in schema.function_opset_versions if v <= call.opset]:
+        body = schema.get_function_with_opset_version(max(versions))
+    elif versions := [v for v in schema.context_dependent_function_opset_versions if v <= call.opset]:
+        plain = onnx.NodeProto()
+        plain.CopyFrom(node)
+        del plain.attribute[:]
+        for name, a in attributes.items():
+            plain.attribute.add().CopyFrom(a)
+            plain.attribute[-1].name = name
+        types = [_type(v).SerializeToString() for v in call.inputs]
+        text = plain.SerializeToString()
+        body = schema.get_context_dependent_function_with_opset_version(max(versions), text, types)
+    return onnx.FunctionProto.FromString(body) if body else None
+
+
+def _type(value: Value | None) -> onnx.TypeProto:
+    from onnx import helper
+
+    if value is None:
+        return helper.make_tensor_type_proto(0, None)
+    shape = [d if isinstance(d, int) else str(d) for d in value.shape]
+    return helper.make_tensor_type_proto(_CODES[value.dtype], shape)
+
+
+def _complaint(node: onnx.NodeProto, call: Call) -> str | None:
+    """What ONNX's checker has against a node."""
+    import onnx
+
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = onnx.IR_VERSION
+    context.opset_imports = {call.domain: call.opset}
+    try:
+        onnx.checker.check_node(node, context)
+    except onnx.checker.ValidationError as problem:
+        return str(problem).split("\n")[0].strip()
+    return None

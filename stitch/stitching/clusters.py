@@ -1,0 +1,146 @@
+"""Clusters: sets of computed nodes that become one kernel each, grown over the graph without making a cycle.
+
+Contractions go first: each takes the elementwise nodes behind it that see its result one to one (its epilogue). Then
+the memory-bound nodes grow together along data flow, whatever they are. A cluster may grow only if no path leaves it
+and comes back, for then neither side could run first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from stitch import access
+from stitch.graph import Node, Value
+from stitch.ops.primitives import PRIMITIVES
+from stitch.stitching.schedule import identity
+from stitch.stitching.trace import Blocked, Flow, domain, trace
+
+
+class Clusters:
+    """A partition of the computed nodes under merging; answers whether a merge would close a cycle."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.nodes = [n for n in flow.graph.nodes if flow.is_computed(n)]
+        self.order = {n: k for k, n in enumerate(self.nodes)}
+        self.of = {n: k for k, n in enumerate(self.nodes)}
+        self.members: dict[int, list[Node]] = {k: [n] for k, n in enumerate(self.nodes)}
+        self.before: dict[int, set[int]] = {k: set() for k in self.members}
+        self.after: dict[int, set[int]] = {k: set() for k in self.members}
+        self.last = dict(enumerate(range(len(self.nodes))))
+        for n in self.nodes:
+            for e in flow.reads(n):
+                p = flow.producer.get(e.value)
+                if p is not None and p in self.order:
+                    self.before[self.of[n]].add(self.of[p])
+                    self.after[self.of[p]].add(self.of[n])
+
+    def can_merge(self, a: int, b: int) -> bool:
+        """No path from one to the other through a third cluster."""
+        return a != b and not self._detour(a, b) and not self._detour(b, a)
+
+    def _detour(self, start: int, goal: int) -> bool:
+        stack = [k for k in self.after[start] if k != goal]
+        seen = set(stack)
+        while stack:
+            k = stack.pop()
+            if k == goal:
+                return True
+            for j in self.after[k]:
+                if j not in seen:
+                    seen.add(j)
+                    stack.append(j)
+        return False
+
+    def merge(self, a: int, b: int) -> int:
+        """Puts b's nodes into a."""
+        for n in self.members.pop(b):
+            self.of[n] = a
+            self.members[a].append(n)
+        for k in self.before.pop(b):
+            self.after[k].discard(b)
+            if k != a:
+                self.after[k].add(a)
+                self.before[a].add(k)
+        for k in self.after.pop(b):
+            self.before[k].discard(b)
+            if k != a:
+                self.before[k].add(a)
+                self.after[a].add(k)
+        self.before[a].discard(b)
+        self.after[a].discard(b)
+        return a
+
+    def sorted(self) -> list[list[Node]]:
+        """The clusters in an order in which they can run, each with its nodes in graph order."""
+        done: set[int] = set()
+        out: list[list[Node]] = []
+
+        waiting = sorted(self.members, key=lambda k: min(self.order[n] for n in self.members[k]))
+        while waiting:
+            rest = []
+            for k in waiting:
+                if self.before[k] <= done:
+                    done.add(k)
+                    out.append(sorted(self.members[k], key=self.order.__getitem__))
+                else:
+                    rest.append(k)
+            assert len(rest) < len(waiting), "the clusters form a cycle"
+            waiting = rest
+        return out
+
+
+def grow(flow: Flow, materialised: set[Value], memory_bound: bool = True, epilogues: bool = True) -> Clusters:
+    """The clusters of a graph. With `memory_bound` false every memory-bound node stays alone (for ablation)."""
+    clusters = Clusters(flow)
+    if epilogues:
+        for n in clusters.nodes:
+            if n.prim == "contract":
+                _absorb(clusters, n)
+    if memory_bound:
+        heavy = {clusters.of[n] for n in clusters.nodes if n.prim in ("contract", "scatter", "host")}
+        for n in clusters.nodes:
+            if clusters.of[n] in heavy:
+                continue
+            for e in flow.reads(n):
+                p = flow.producer.get(e.value)
+                if p is None or p not in clusters.of or clusters.of[p] in heavy:
+                    continue
+                if clusters.can_merge(clusters.of[p], clusters.of[n]):
+                    clusters.merge(clusters.of[p], clusters.of[n])
+    return clusters
+
+
+def _absorb(clusters: Clusters, contract: Node) -> None:
+    """Grows a contraction's cluster by elementwise nodes in the same domain."""
+    flow = clusters.flow
+    home = clusters.of[contract]
+    inside = {contract.output}
+    tried: set[Node] = set()
+    while True:
+        users = [n for k in sorted(clusters.after[home]) for n in clusters.members[k] if n not in tried]
+        for n in sorted(users, key=clusters.order.__getitem__):
+            tried.add(n)
+            alone = len(clusters.members[clusters.of[n]]) == 1
+            fits = alone and PRIMITIVES[n.prim].kind == "elementwise" and _one_to_one(flow, n, inside, contract.output)
+            if fits and clusters.can_merge(home, clusters.of[n]):
+                clusters.merge(home, clusters.of[n])
+                inside.add(n.output)
+                break
+        else:
+            return
+
+
+def _one_to_one(flow: Flow, node: Node, inside: Iterable[Value], result: Value) -> bool:
+    """True if every element of `node` needs exactly one element of each value of `inside` that it reads."""
+    held = set(inside)
+    axes = domain(node.output)
+    at = tuple(access.of(a) for a in axes)
+    known = lambda v: flow.kind(v) in ("input", "contraction", "reduction", "opaque") or v in held  # noqa: E731
+    stop = lambda v: known(v) or not (flow.is_movement(v) or flow.kind(v) == "source")  # noqa: E731
+    try:
+        seen = trace(flow, [(node.output, at)], stop, lambda v: v not in held and stop(v))
+    except (access.NeedsSplit, Blocked):
+        return False
+    mine = [a for a in seen.accesses if a.value in held]
+    return bool(mine) and all(not a.linear and identity(a.at, a.value, axes) is not None for a in mine)

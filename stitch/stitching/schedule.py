@@ -1,0 +1,175 @@
+"""What the stitcher decides: kernels, their phases, the groups in them, and where every value lives.
+
+    Stitched  = kernels in order, over one graph
+    Kernel    = phases in order, with a barrier between two of them; where each value it makes is placed
+    Phase     = groups under common parallel axes: at one point of these, a task runs all groups one after another
+    Group     = roots with one iteration domain, computed together in one loop nest
+    Root      = one value that a group makes available: by storing `source`, or by folding it over `reduced`
+
+A group's axes are the phase's parallel axes and its own. Placement says how a value gets from one group to the next:
+
+    register   one number per point of the parallel axes          local to one group, or a row's sum
+    tile       worker's scratch, the extent of the other axes      AStitch's regional scheme
+    buffer     a whole array in the arena, or an output            AStitch's global scheme, and between kernels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from stitch import access
+from stitch.access import Axis, Index
+from stitch.graph import Graph, Node, Value
+from stitch.stitching.trace import Access
+
+Placement = Literal["register", "tile", "buffer"]
+Scheme = Literal["independent", "local", "regional", "global"]
+
+
+@dataclass(frozen=True, eq=False)
+class Root:
+    """`value[store] := source[at]` for all points of the group's axes, folded with `fold` over those not in store."""
+
+    value: Value
+    source: Value
+    at: tuple[Index, ...]
+    store: tuple[Index, ...]
+    fold: Literal["add", "mul", "max", "min"] | None = None
+
+    def substitute(self, mapping: Mapping[Axis, Index]) -> Root:
+        at = tuple(i.substitute(mapping) for i in self.at)
+        return replace(self, at=at, store=tuple(i.substitute(mapping) for i in self.store))
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    axes: tuple[Axis, ...]
+    roots: tuple[Root, ...]
+    accesses: tuple[Access, ...] = ()  # of values that other groups make, and of inputs and constants
+    nodes: tuple[Node, ...] = ()  # evaluated inside, without their values leaving
+
+    @property
+    def reduced(self) -> frozenset[Axis]:
+        """Axes that some root folds over."""
+        kept = [frozenset(a for i in r.store for a in i.axes()) for r in self.roots if r.fold]
+        return frozenset(a for a in self.axes if any(a not in k for k in kept))
+
+    def substitute(self, mapping: Mapping[Axis, Index]) -> Group:
+        axes = dict.fromkeys(a for x in self.axes for a in ([x] if x not in mapping else mapping[x].axes()))
+        accesses = tuple(replace(a, at=tuple(i.substitute(mapping) for i in a.at)) for a in self.accesses)
+        return replace(self, axes=tuple(axes), roots=tuple(r.substitute(mapping) for r in self.roots), accesses=accesses)
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """The heavy half of a contraction's phase: `node` over axes by label; its result is the tile that groups read."""
+
+    node: Node
+    batch: tuple[Axis, ...]
+    rows: tuple[Axis, ...]  # labels of a and the result
+    columns: tuple[Axis, ...]  # labels of b and the result
+    summed: tuple[Axis, ...]
+    a: Access
+    b: Access
+    store: tuple[Index, ...]  # index of the result
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    parallel: tuple[Axis, ...]
+    groups: tuple[Group, ...]
+    contraction: Contraction | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """`opaque` is set for host operators and scatters, which are kernels of their own without phases."""
+
+    name: str
+    phases: tuple[Phase, ...]
+    placements: Mapping[Value, Placement] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
+    opaque: Node | None = None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return tuple(g for p in self.phases for g in p.groups)
+
+    def reads(self) -> tuple[Value, ...]:
+        """Values that must be in memory before the kernel runs."""
+        if self.opaque is not None:
+            return tuple(dict.fromkeys(self.opaque.inputs))
+        found = dict.fromkeys(a.value for g in self.groups for a in g.accesses)
+        for p in self.phases:
+            if p.contraction is not None:
+                found.update(dict.fromkeys((p.contraction.a.value, p.contraction.b.value)))
+        return tuple(v for v in found if v not in self.placements)
+
+    def writes(self) -> tuple[Value, ...]:
+        """Values that it leaves in memory."""
+        if self.opaque is not None:
+            return self.opaque.outputs
+        return tuple(v for v, p in self.placements.items() if p == "buffer")
+
+
+@dataclass(frozen=True, eq=False)
+class Stitched:
+    graph: Graph
+    kernels: tuple[Kernel, ...]
+
+    def check(self) -> None:
+        """Raises AssertionError unless every value is written once, before it is read."""
+        ready = set(self.graph.inputs) | {n.output for n in self.graph.nodes if n.prim == "const"}
+        for k in self.kernels:
+            missing = [v.name for v in k.reads() if v not in ready]
+            assert not missing, f"{k.name} reads {missing} before they are written"
+            for v in k.writes():
+                assert v not in ready, f"{k.name} writes {v.name} again"
+                ready.add(v)
+            made = {r.value for g in k.groups for r in g.roots} | {p.contraction.node.output for p in k.phases if p.contraction}
+            assert k.opaque is not None or set(k.placements) == made, f"{k.name}: placements do not match its roots"
+        assert all(v in ready for v in self.graph.outputs), "an output is not written"
+
+
+def render(stitched: Stitched) -> str:
+    """The stable text form: kernels, phases, groups, placements."""
+    lines: list[str] = []
+    for k in stitched.kernels:
+        lines.append(f"kernel {k.name}: {', '.join(dict.fromkeys(n.prim for n in k.nodes))}")
+        for phase in k.phases:
+            lines.append(f"  parallel ({', '.join(f'{a.name} < {a.extent}' for a in phase.parallel)})")
+            if phase.contraction is not None:
+                c = phase.contraction
+                sides = [("batch", c.batch), ("rows", c.rows), ("columns", c.columns), ("summed", c.summed)]
+                lines.append("    contract " + ", ".join(f"{n} {_extents(a)}" for n, a in sides))
+            for g in phase.groups:
+                inner = [a for a in g.axes if a not in phase.parallel]
+                lines.append(f"    group over {_extents(inner)}")
+                for r in g.roots:
+                    how = f"{r.fold} of {r.source.name}" if r.fold else "store"
+                    lines.append(f"      {r.value.name} {_extents_of(r.value)} {k.placements[r.value]} = {how}")
+    return "\n".join(lines) + "\n"
+
+
+def _extents(axes: Sequence[Axis]) -> str:
+    return "(" + ", ".join(str(a.extent) for a in axes) + ")"
+
+
+def _extents_of(value: Value) -> str:
+    return f"{value.dtype.name}[{', '.join(map(str, value.shape))}]"
+
+
+def identity(at: Sequence[Index], value: Value, axes: Sequence[Axis]) -> dict[Axis, int] | None:
+    """Which dim of `value` each of `axes` is, if `at` is a one-to-one relation between its dims and these axes."""
+    out: dict[Axis, int] = {}
+    for k, (i, d) in enumerate(zip(at, value.shape, strict=True)):
+        if d == 1 and i == access.ZERO:
+            continue
+        axis = i.axis()
+        if axis is None or axis in out or axis.extent != d:
+            return None
+        out[axis] = k
+    return out if all(a in out or a.extent == 1 for a in axes) else None
