@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -57,10 +58,8 @@ class Arena:
         except (MemoryError, OSError, ValueError, OverflowError) as error:
             raise ResourceError("memory", f"no memory for {size} bytes of intermediate values") from error
         if isinstance(block, mmap.mmap) and hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with contextlib.suppress(OSError):  # a kernel without huge pages
                 block.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:
-                pass  # a kernel without huge pages
         whole = np.frombuffer(block, np.uint8)
         start = -address_of(whole) % alignment
         self.bytes = whole[start : start + size]

@@ -520,7 +520,7 @@ def _quota(root: Path) -> float:
     """The tightest quota among the cgroups around this process, in processors."""
     quota = math.inf
     for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path, *_ = [*line.split(":", 2), "", ""]
         if not controllers:
             mounts, parse = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], _quota_v2
         elif "cpu" in controllers.split(","):

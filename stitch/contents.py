@@ -7,7 +7,7 @@ on the contents instead of at run time. `evaluate` returns None where the result
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,12 @@ from stitch.dims import Dim
 from stitch.ops.primitives import PRIMITIVES, Array, Attrs
 
 LIMIT = 256
+
+
+def fits(shape: Sequence[Dim]) -> bool:
+    """Has a value of this shape few enough elements to carry its contents?"""
+    size = dims.product(shape)
+    return isinstance(size, int) and size <= LIMIT
 
 
 class Unknown(Exception):
@@ -45,15 +51,33 @@ def to_array(contents: Array, dtype: np.dtype) -> Array | None:
 
 def evaluate(prim: str, attrs: Attrs, inputs: list[Array], dtype: np.dtype) -> Array | None:
     """Contents of `prim(*inputs)`, or None. `inputs` are contents; `dtype` is the result's."""
+    out = _evaluate(prim, attrs, inputs, dtype)
+    if out is None or not all(_holds(dtype, d) for d in out.reshape(-1)):
+        return None
+    return out
+
+
+def _holds(dtype: np.dtype, d: Any) -> bool:
+    """Is a number one of the dtype's, so that the primitive at run time would neither wrap nor round? Symbols count
+    as small enough."""
+    if not isinstance(d, int):
+        return True
+    if dtypes.is_integer(dtype):
+        return int(np.iinfo(dtype).min) <= d <= int(np.iinfo(dtype).max)
+    digits = {dtypes.BFLOAT16: 8, dtypes.FLOAT16: 11, dtypes.FLOAT32: 24, dtypes.FLOAT64: 53}
+    return dtype == dtypes.BOOL or abs(d) <= 2 ** digits[dtype]
+
+
+def _evaluate(prim: str, attrs: Attrs, inputs: list[Array], dtype: np.dtype) -> Array | None:
     try:
+        if prim == "cast" and dtype == dtypes.BOOL:
+            return None
         if prim in _ELEMENTS:
             out = np.frompyfunc(_ELEMENTS[prim], len(inputs), 1)(*inputs)
             return _objects(out, np.shape(out)) if not isinstance(out, np.ndarray) else out
         if prim == "div" and dtypes.is_integer(dtype):
             out = np.frompyfunc(_divide, 2, 1)(*inputs)
             return _objects(out, np.shape(out)) if not isinstance(out, np.ndarray) else out
-        if prim == "cast":
-            return inputs[0] if dtype != dtypes.BOOL else None
         if prim in _FOLDS:
             return _fold(_FOLDS[prim], attrs["axes"], inputs[0])
         if prim in ("reshape", "broadcast", "transpose", "slice", "concat", "gather"):
@@ -95,7 +119,7 @@ def _divide(a: Dim, b: Dim) -> Dim:
     """Truncated division is floor division where neither side can be negative."""
     if isinstance(a, int) and isinstance(b, int):
         return 0 if b == 0 else (abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1)
-    if (dims.bounds(a)[0] or -1) < 0 and dims.bounds(a)[0] != 0 or (dims.bounds(b)[0] or -1) < 0 and dims.bounds(b)[0] != 0:
+    if any(least is None or least < 0 for least in (dims.bounds(a)[0], dims.bounds(b)[0])):
         raise Unknown
     return a // b
 
@@ -163,6 +187,7 @@ _ELEMENTS: dict[str, Callable[..., Any]] = {
     "xor": _logic(lambda a, b: a ^ b),
     "not": _not,
     "where": _select,
+    "cast": lambda a: int(a) if isinstance(a, int) else a,
 }
 
 _FOLDS: dict[str, Callable[[Any, Any], Any]] = {

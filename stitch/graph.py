@@ -223,12 +223,11 @@ class Builder:
         attrs = {k: self._resolved(v) for k, v in attrs.items()}
         dtype = row.dtype(attrs, *(v.dtype for v in inputs))
         shape = tuple(self.resolve(d) for d in row.shape(attrs, *(v.shape for v in inputs)))
-        if inputs and all(v.contents is not None for v in inputs):
+        known = None
+        if inputs and all(v.contents is not None for v in inputs) and contents.fits(shape):
             known = contents.evaluate(prim, attrs, [v.contents for v in inputs if v.contents is not None], dtype)
-            if known is not None and known.size <= contents.LIMIT and dtypes.is_float(dtype) is False:
+            if known is not None and not dtypes.is_float(dtype):
                 return self._known(known, dtype)
-        else:
-            known = None
         return self._emit(prim, inputs, attrs, dtype, shape, known)
 
     def host(self, function: str, inputs: Sequence[Value], outputs: Sequence[tuple[np.dtype, Shape]], **attrs: Any) -> tuple[Value, ...]:  # fmt: skip

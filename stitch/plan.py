@@ -42,6 +42,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import mmap
 import os
 import secrets
@@ -136,12 +137,12 @@ class Artifact:
         _require(kinds[: len(order)] == order, "slots begin with the inputs, then the outputs")
         _require(rest == sorted(rest) and set(rest) <= {"constant", "frame"}, "constants come before frames")
         for (kind, port), slot in zip(ports, self.slots, strict=False):
-            _require((slot.dtype, slot.rank) == (port.dtype, len(port.shape)), f"{kind} {port.name} and its slot differ")
+            _require((slot.dtype, slot.rank) == (port.dtype, len(port.shape)), f"the slot of {kind} {port.name}")
         constants = [slot for slot in self.slots if slot.kind == "constant"]
         size = memoryview(self.constants).nbytes
         _require(not constants or constants[0].offset == 0, "the first constant slot is the whole blob")
         for slot in constants:
-            end = slot.offset + int(np.prod(slot.shape, dtype=np.int64)) * np_dtype(slot.dtype).itemsize
+            end = slot.offset + math.prod(slot.shape) * np_dtype(slot.dtype).itemsize
             _require(len(slot.shape) == slot.rank and 0 <= slot.offset <= end <= size, "a constant outside the blob")
         for symbol, input, axis in self.bindings:
             inside = 0 <= symbol < len(self.symbols) and 0 <= axis < len(self.inputs[input].shape)
@@ -194,9 +195,9 @@ def save(artifact: Artifact, path: Path) -> None:
         constants_at, constants.nbytes,
     )  # fmt: skip
     with replacing(path) as fd:
-        write = [(0, prefix + header), (code_at, artifact.code), (constants_at, constants)]
-        for offset, data in write:
-            _write(fd, memoryview(data), offset)
+        _write(fd, memoryview(prefix + header), 0)
+        _write(fd, memoryview(artifact.code), code_at)
+        _write(fd, constants, constants_at)
 
 
 def load(path: Path) -> Artifact:

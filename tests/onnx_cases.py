@@ -19,6 +19,7 @@ from onnx import numpy_helper
 
 import stitch.ops
 from stitch import dtypes
+from stitch.dims import symbol
 from stitch.errors import UnsupportedOperator
 from stitch.evaluate import evaluate
 from stitch.graph import Builder, Graph, Origin, Value
@@ -56,8 +57,11 @@ def cases(operators: Collection[str] | None = None, expanded: bool = True) -> li
     return [c for c in wanted if operators is None or (operators_of(c) and operators_of(c) <= set(operators))]
 
 
-def run_case(case: Any) -> str:
-    """Builds and evaluates a case and compares; inputs that must be constants become constants."""
+def run_case(case: Any, symbolic: bool = False) -> str:
+    """Builds and evaluates a case and compares; inputs that must be constants become constants.
+
+    `symbolic`: the graph is built for extents that are symbols, where the case has more than 1.
+    """
     register_operators()
     reason = _why_not(case)
     if reason:
@@ -67,7 +71,7 @@ def run_case(case: Any) -> str:
         graph: Graph | None = None
         for baked in _bakings(arrays):
             try:
-                graph = build(case.model, arrays, baked)
+                graph = build(case.model, arrays, baked, symbolic)
                 break
             except UnsupportedOperator as refusal:
                 reason = str(refusal)
@@ -81,8 +85,13 @@ def run_case(case: Any) -> str:
     return "pass"
 
 
-def build(model: onnx.ModelProto, arrays: Sequence[Array], baked: Collection[int] = ()) -> Graph:
-    """The graph of a model whose inputs have the shapes of `arrays`; those at `baked` become constants."""
+def build(
+    model: onnx.ModelProto, arrays: Sequence[Array], baked: Collection[int] = (), symbolic: bool = False
+) -> Graph:
+    """The graph of a model whose inputs have the shapes of `arrays`; those at `baked` become constants.
+
+    `symbolic`: equal extents above 1 become the same symbol.
+    """
     b = Builder(model.graph.name)
     opsets = {o.domain: o.version for o in model.opset_import}
     values: dict[str, Value | None] = {"": None}
@@ -96,7 +105,8 @@ def build(model: onnx.ModelProto, arrays: Sequence[Array], baked: Collection[int
         if position in baked:
             constant(info.name, array)
         else:
-            values[info.name] = b.input(info.name, array.dtype, array.shape)
+            shape = [symbol(f"s{n}") if symbolic and n > 1 else n for n in array.shape]
+            values[info.name] = b.input(info.name, array.dtype, shape)
     for tensor in model.graph.initializer:
         constant(tensor.name, numpy_helper.to_array(tensor))
     for node in model.graph.node:

@@ -43,7 +43,7 @@ def test_constants_and_attributes() -> None:
     t = b.transpose(w, (1, 0))
     golden = """
         graph constants
-        %0 = const {8fcf8d3e} : float32[3, 4]
+        %0 = const {f0d417e7} : float32[3, 4]
         %1 = const {True, False} : bool[2]
         %2 = transpose(%0) perm=[1, 0] : float32[4, 3]
         %3 = cast(%2) dtype=float16 : float16[4, 3]

@@ -65,7 +65,9 @@ def clip(b: Builder, call: Call, x: Value, low: Value | None = None, high: Value
 
 
 @operator("Dropout")
-def dropout(b: Builder, call: Call, x: Value, ratio: Value | None = None, training: Value | None = None) -> tuple[Value, ...]:  # fmt: skip
+def dropout(
+    b: Builder, call: Call, x: Value, ratio: Value | None = None, training: Value | None = None
+) -> tuple[Value, ...]:
     """Inference: nothing is dropped. Before opset 7 the attribute is_test said so; exporters left it unset."""
     if training is not None and bool(call.constant(training, "training_mode").any()):
         share = 0.5 if ratio is None else float(call.constant(ratio, "ratio").reshape(()))
@@ -108,12 +110,8 @@ for _name, (_primitive, _since) in (BINARY | REVERSED).items():
 
 @operator("Mod", since=10)
 def mod(b: Builder, call: Call, x: Value, y: Value) -> Value:
-    """fmod=0: the sign of the divisor, as in Python, integers only. fmod=1: the sign of the dividend, as in C."""
-    if call.attr("fmod", 0):
-        return b.elementwise("fmod", x, y)
-    if dtypes.is_float(x.dtype):
-        raise call.invalid("floating-point operands need fmod=1")
-    return b.elementwise("mod", x, y)
+    """fmod=0: the sign of the divisor, as in Python. fmod=1: the sign of the dividend, as in C."""
+    return b.elementwise("fmod" if call.attr("fmod", 0) else "mod", x, y)
 
 
 @operator("Pow")
@@ -194,13 +192,26 @@ def mean(b: Builder, call: Call, x: Value, *more: Value) -> Value:
 
 @operator("Cast")
 def cast(b: Builder, call: Call, x: Value) -> Value:
-    """Before opset 6, `to` is the type's name."""
+    return b.cast(x, _element_type(call))
+
+
+@operator("BitCast", since=26)
+def bitcast(b: Builder, call: Call, x: Value) -> Value:
+    """The same bits as another type of the same width."""
+    dtype = _element_type(call)
+    if dtype.itemsize != x.dtype.itemsize:
+        raise call.invalid(f"{x.dtype.name} and {dtype.name} differ in width")
+    return x if dtype == x.dtype else b.apply("bitcast", x, dtype=dtype)
+
+
+def _element_type(call: Call) -> np.dtype:
+    """The attribute `to`: a TensorProto.DataType, before opset 6 its name."""
     to = call.attr("to")
     names = {"FLOAT": dtypes.FLOAT32, "DOUBLE": dtypes.FLOAT64, **{d.name.upper(): d for d in dtypes.ALL}}
     dtype = names.get(to.upper()) if isinstance(to, str) else ELEMENT_TYPES.get(to)
     if dtype is None:
         raise call.unsupported(f"element type {to} is not among {', '.join(d.name for d in dtypes.ALL)}")
-    return b.cast(x, dtype)
+    return dtype
 
 
 @operator("CastLike", since=15)

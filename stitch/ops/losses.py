@@ -13,7 +13,9 @@ def negative_log_likelihood(b: Builder, call: Call, x: Value, target: Value, wei
 
 
 @operator("SoftmaxCrossEntropyLoss", since=12)
-def softmax_cross_entropy(b: Builder, call: Call, x: Value, target: Value, weight: Value | None = None) -> tuple[Value | None, ...]:  # fmt: skip
+def softmax_cross_entropy(
+    b: Builder, call: Call, x: Value, target: Value, weight: Value | None = None
+) -> tuple[Value | None, ...]:
     """Second output: the logarithms of the softmax over axis 1."""
     wide = b.cast(x, dtypes.compute(x.dtype))
     shifted = b.sub(wide, b.reduce("reduce_max", wide, [1], keepdims=True))
@@ -49,9 +51,9 @@ def _reduced(b: Builder, call: Call, losses: Value, target: Value, weight: Value
             return losses
         case "sum":
             return b.reduce("reduce_sum", losses, everything)
-        case "mean" if weights is None:
-            return b.mean(losses, everything)
         case "mean":
+            if weights is None:
+                return b.mean(losses, everything)
             return b.div(b.reduce("reduce_sum", losses, everything), b.reduce("reduce_sum", weights, everything))
         case other:
             raise call.invalid(f"reduction is {other!r}, not 'none', 'sum' or 'mean'")

@@ -5,7 +5,7 @@ Half precisions are computed as float32 (`stash_type`, where an operator has one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from stitch import dtypes
 from stitch.graph import Builder, Value
 from stitch.ops.registry import Call, axes_of, axis_of, operator
 
-STASH_TYPES = {1: dtypes.FLOAT32, 10: dtypes.FLOAT16, 11: dtypes.FLOAT64, 16: dtypes.BFLOAT16}
+STASH_TYPES: Mapping[int, np.dtype] = {1: dtypes.FLOAT32, 10: dtypes.FLOAT16, 11: dtypes.FLOAT64, 16: dtypes.BFLOAT16}
 
 
 def _stash(call: Call) -> np.dtype:
@@ -48,7 +48,9 @@ def _by_channel(b: Builder, v: Value, x: Value) -> Value:
 
 
 @operator("BatchNormalization")
-def batch_normalization(b: Builder, call: Call, x: Value, scale: Value, bias: Value, mean: Value, variance: Value) -> Value | tuple[Value, ...]:  # fmt: skip
+def batch_normalization(
+    b: Builder, call: Call, x: Value, scale: Value, bias: Value, mean: Value, variance: Value
+) -> Value | tuple[Value, ...]:
     """Per channel; before opset 9, `spatial = 0` has statistics of their own for every element of a sample."""
     epsilon, momentum = call.attr("epsilon", 1e-5), call.attr("momentum", 0.9)
     wide = _wide(x)

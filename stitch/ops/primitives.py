@@ -144,16 +144,18 @@ def _truncated_division(a: Array, b: Array) -> Array:
     if a.dtype.kind not in "iu":
         return np.divide(a, b)
     safe = np.where(b == 0, np.ones_like(b), b)
-    q = np.abs(a) // np.abs(safe) if a.dtype.kind == "i" else a // safe
-    if a.dtype.kind == "i":
-        q = np.where((a < 0) != (safe < 0), -q, q)
+    q = a // safe
+    q = q + ((q * safe != a) & ((a < 0) != (safe < 0)))
     return np.where(b == 0, np.zeros_like(q), q).astype(a.dtype)
 
 
 def _shift(fn: Callable[..., Array]) -> Callable[..., Array]:
+    """Shifts by the width or more leave what infinitely many single ones would: 0, or -1 of a negative number."""
+
     def shifted(attrs: Attrs, a: Array, n: Array) -> Array:
         bits = a.dtype.itemsize * 8
-        return np.where(n < bits, fn(a, np.minimum(n, bits - 1)), np.zeros_like(a)).astype(a.dtype)
+        emptied = np.where((a < 0) & (fn is np.right_shift), -1, 0).astype(a.dtype)
+        return np.where(n < bits, fn(a, np.minimum(n, bits - 1)), emptied).astype(a.dtype)
 
     return shifted
 

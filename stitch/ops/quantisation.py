@@ -22,7 +22,7 @@ REAL = {1: dtypes.FLOAT32, 10: dtypes.FLOAT16, 16: dtypes.BFLOAT16}
 def quantize(b: Builder, call: Call, x: Value, scale: Value, zero: Value | None = None) -> Value:
     named = call.attr("output_dtype", 0)
     dtype = zero.dtype if zero is not None else QUANTISED.get(named) if named else dtypes.UINT8
-    if dtype not in QUANTISED.values() or not dtypes.is_float(scale.dtype):
+    if dtype is None or dtype not in QUANTISED.values() or not dtypes.is_float(scale.dtype):
         raise call.unsupported("it quantises by a float to 8-bit and 16-bit integers", dtype)
     wide = _wide(x, scale)
     ratio = b.div(b.cast(x, wide), b.cast(_spread(b, call, x, scale), wide))

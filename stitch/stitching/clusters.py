@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from stitch import access
 from stitch.graph import Node, Value
 from stitch.ops.primitives import PRIMITIVES
-from stitch.stitching.schedule import identity
 from stitch.stitching.trace import Blocked, Flow, domain, trace
 
 
@@ -90,7 +89,7 @@ class Clusters:
         return out
 
 
-def grow(flow: Flow, materialised: set[Value], memory_bound: bool = True, epilogues: bool = True) -> Clusters:
+def grow(flow: Flow, memory_bound: bool = True, epilogues: bool = True) -> Clusters:
     """The clusters of a graph. With `memory_bound` false every memory-bound node stays alone (for ablation)."""
     clusters = Clusters(flow)
     if epilogues:
@@ -132,15 +131,15 @@ def _absorb(clusters: Clusters, contract: Node) -> None:
 
 
 def _one_to_one(flow: Flow, node: Node, inside: Iterable[Value], result: Value) -> bool:
-    """True if every element of `node` needs exactly one element of each value of `inside` that it reads."""
+    """True if every element of `node` needs exactly the same element of each value of `inside` that it reads."""
+    if node.output.shape != result.shape:
+        return False
     held = set(inside)
-    axes = domain(node.output)
-    at = tuple(access.of(a) for a in axes)
-    known = lambda v: flow.kind(v) in ("input", "contraction", "reduction", "opaque") or v in held  # noqa: E731
-    stop = lambda v: known(v) or not (flow.is_movement(v) or flow.kind(v) == "source")  # noqa: E731
+    at = tuple(access.of(a) for a in domain(node.output))
+    stop = lambda v: not (flow.is_movement(v) or flow.kind(v) == "source")  # noqa: E731
     try:
         seen = trace(flow, [(node.output, at)], stop, lambda v: v not in held and stop(v))
     except (access.NeedsSplit, Blocked):
         return False
     mine = [a for a in seen.accesses if a.value in held]
-    return bool(mine) and all(not a.linear and identity(a.at, a.value, axes) is not None for a in mine)
+    return bool(mine) and all(not a.linear and a.at == at for a in mine)

@@ -154,7 +154,12 @@ def trace(
             try:
                 inner = access.operand_index(node, at)
             except access.NotAffine as problem:
-                raise Blocked(node.inputs[0]) from problem
+                x = node.inputs[0]
+                if not placed(x):
+                    raise Blocked(x) from problem
+                offset = access.linear(value.shape, at)  # only a reshape is ever not affine
+                accesses.setdefault((x, (offset,), True), Access(x, (offset,), True, guarded))
+                return
             visit(node.inputs[0], inner, guarded or node.prim == "pad")
         else:
             raise Blocked(value)

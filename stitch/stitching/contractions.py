@@ -1,0 +1,92 @@
+"""A contraction's kernel: its axes by role, its operands as affine views of memory, and its epilogue as a group.
+
+A label of the Einstein summation is a batch axis (in both operands and the result), a row axis (only the first
+operand and the result), a column axis (only the second and the result), or is summed. The operands are exchanged
+where needed so that the last axis of the result, along which it is contiguous, is a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from stitch import access
+from stitch.access import Axis, Index
+from stitch.graph import Node, Value
+from stitch.stitching.dominants import split
+from stitch.stitching.schedule import Contraction, Group, Kernel, Phase, Placement, Root
+from stitch.stitching.trace import Access, Blocked, Flow, trace
+
+
+@dataclass
+class _Domain:
+    """Axes by label while they are being split; `at[label]` is the index of that label's dim."""
+
+    axes: dict[int, tuple[Axis, ...]]
+    at: dict[int, Index]
+
+    def split(self, axis: Axis, inner: access.Dim) -> None:
+        mapping, fresh = split(axis, inner)
+        for label, axes in self.axes.items():
+            self.axes[label] = tuple(b for a in axes for b in (fresh if a is axis else (a,)))
+            self.at[label] = self.at[label].substitute(mapping)
+
+
+def kernel(flow: Flow, name: str, members: Sequence[Node], leaving: Collection[Value], outside: Callable[[Value], bool]) -> Kernel:  # fmt: skip
+    """The kernel of a contraction and the elementwise nodes behind it. Raises Blocked."""
+    node = next(n for n in members if n.prim == "contract")
+    (left, right), (a_labels, b_labels) = node.inputs, (node.attrs["a"], node.attrs["b"])
+    out = node.attrs["out"]
+    if not set(b_labels) - set(a_labels) or (out and out[-1] not in b_labels):
+        left, right, a_labels, b_labels = right, left, b_labels, a_labels
+    extent = dict(zip(b_labels, right.shape, strict=True)) | dict(zip(a_labels, left.shape, strict=True))
+    letters = {label: Axis(_role(label, a_labels, b_labels, out) + str(label), d) for label, d in extent.items()}
+    here = _Domain({k: (v,) for k, v in letters.items()}, {k: access.of(v) for k, v in letters.items()})
+    stored = [n.output for n in members if n.output in leaving]
+    while True:
+        at = tuple(here.at[label] for label in out)
+        try:
+            a = _view(flow, left, tuple(here.at[label] for label in a_labels), outside)
+            b = _view(flow, right, tuple(here.at[label] for label in b_labels), outside)
+            placed = lambda v: v is node.output or outside(v)  # noqa: E731
+            sources = [(v, at) for v in stored if v is not node.output]
+            seen = trace(flow, sources, placed, outside)
+        except access.NeedsSplit as need:
+            here.split(need.axis, need.inner)
+        else:
+            break
+    role = lambda r: tuple(  # noqa: E731
+        x for label in _ordered(out, a_labels) for x in here.axes[label] if _role(label, a_labels, b_labels, out) == r and x.extent != 1
+    )
+    heavy = Contraction(node, role("b"), role("m"), role("n"), role("k"), a, b, at)
+    reads = tuple(x for x in seen.accesses if x.value is not node.output)
+    group = Group(
+        (*heavy.batch, *heavy.rows, *heavy.columns), tuple(Root(v, v, at, at) for v in stored), reads, seen.nodes
+    )
+    placements: dict[Value, Placement] = dict.fromkeys(stored, "buffer")
+    placements.setdefault(node.output, "tile")
+    return Kernel(name, (Phase(heavy.batch, (group,), heavy),), placements, tuple(members))
+
+
+def _role(label: int, a: Sequence[int], b: Sequence[int], out: Sequence[int]) -> str:
+    if label not in out:
+        return "k"
+    return "b" if label in a and label in b else "m" if label in a else "n"
+
+
+def _ordered(out: Sequence[int], a: Sequence[int]) -> list[int]:
+    """Labels of the result in its order, then summed labels in the order of the first operand."""
+    return [*out, *(label for label in a if label not in out)]
+
+
+def _view(flow: Flow, operand: Value, at: tuple[Index, ...], outside: Callable[[Value], bool]) -> Access:
+    """The operand as one affine view of a value in memory; otherwise it has to be put there: Blocked."""
+    if outside(operand) and operand not in flow.scalars:
+        return Access(operand, at)
+    if not flow.is_movement(operand):
+        raise Blocked(operand)
+    seen = trace(flow, [(operand, at)], outside, outside)
+    plain = len(seen.accesses) == 1 and not seen.nodes and not seen.accesses[0].guarded
+    if not plain or any(not isinstance(v, Axis) for v, _ in seen.accesses[0].offset.terms):
+        raise Blocked(operand)
+    return seen.accesses[0]

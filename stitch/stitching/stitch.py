@@ -1,0 +1,125 @@
+"""The stitcher: a simplified graph in, kernels out.
+
+    clusters      which nodes become one kernel
+    dominants     which of their values are made available, and the groups around them, merged
+    schemes       phases of groups that share parallel axes, and where each value lives
+    contractions  the same for kernels around a matmul or convolution
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from stitch import dtypes
+from stitch.graph import Graph, Node, Value
+from stitch.stitching import clusters, contractions, dominants, schemes
+from stitch.stitching.schedule import Kernel, Scheme, Stitched
+from stitch.stitching.trace import Blocked, Flow
+
+ALL: frozenset[Scheme] = frozenset(("independent", "local", "regional", "global"))
+
+
+def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL) -> Stitched:
+    """Cuts a graph into kernels. `budget`: bytes of tiles that a worker may use; `allowed`: schemes (for tests and
+    ablation): without "local" groups are not merged and contractions have no epilogue, without "regional" every group
+    is a phase of its own, without "global" no kernel has more than one phase."""
+    graph = materialise(graph)
+    stops: set[Value] = {v for n in graph.nodes if n.prim in ("scatter", "host") for v in n.inputs}
+    stops |= set(graph.outputs)
+    while True:
+        flow = Flow(graph, stops)
+        try:
+            return _cut(flow, budget, frozenset(allowed))
+        except Blocked as problem:
+            assert problem.value not in stops, problem.value.name
+            stops.add(problem.value)
+
+
+def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme]) -> Stitched:
+    outputs = set(flow.graph.outputs)
+    found = clusters.grow(flow, "regional" in allowed or "global" in allowed, "local" in allowed)
+    readers: dict[Value, set[int]] = {}
+    for n in found.nodes:
+        for e in flow.reads(n):
+            readers.setdefault(e.value, set()).add(found.of[n])
+    kernels: list[Kernel] = []
+    for k, members in enumerate(found.sorted()):
+        home = found.of[members[0]]
+        inside = {n.output for n in members}
+        leaving = {v for n in members for v in n.outputs if v in outputs or readers.get(v, set()) - {home}}
+        outside = lambda v, inside=inside: v not in inside and not flow.is_movement(v) and _in_memory(flow, v)  # noqa: E731
+        kernels += _kernels(flow, f"k{k}", members, leaving, outside, budget, allowed)
+    return Stitched(flow.graph, tuple(kernels))
+
+
+def _in_memory(flow: Flow, value: Value) -> bool:
+    """True for what another kernel makes, inputs, and constants of more than one element."""
+    node = flow.producer.get(value)
+    return node is None or (node.prim == "const" and value not in flow.scalars) or flow.is_computed(node)
+
+
+def _kernels(flow: Flow, name: str, members: Sequence[Node], leaving: set[Value], outside, budget: int, allowed: frozenset[Scheme]) -> list[Kernel]:  # type: ignore[no-untyped-def]  # fmt: skip
+    first = members[0]
+    if first.prim in ("scatter", "host"):
+        return [Kernel(name, (), {}, tuple(members), opaque=first)]
+    if any(n.prim == "contract" for n in members):
+        return [contractions.kernel(flow, name, members, leaving, outside)]
+    forced = {v for v in flow.stops if any(v is n.output for n in members)}
+    made = dominants.groups(flow, members, leaving | forced, outside)
+    merged = dominants.sort(dominants.merge(made, "local" in allowed))
+    cut = schemes.phases(merged, "regional" in allowed)
+    placements, reasons = schemes.place(cut, leaving, budget)
+    whole = Kernel(name, cut, placements, tuple(members), reasons=reasons)
+    return [whole] if "global" in allowed or len(cut) == 1 else _separate(whole)
+
+
+def _separate(kernel: Kernel) -> list[Kernel]:
+    """One kernel per phase."""
+    out = []
+    for k, phase in enumerate(kernel.phases):
+        made = {r.value for g in phase.groups for r in g.roots}
+        nodes = tuple(dict.fromkeys(n for g in phase.groups for n in g.nodes))
+        placements = {v: p for v, p in kernel.placements.items() if v in made}
+        out.append(replace(kernel, name=f"{kernel.name}.{k}", phases=(phase,), placements=placements, nodes=nodes))
+    return out
+
+
+def materialise(graph: Graph) -> Graph:
+    """Gives every output a value of its own that a kernel computes, and known shapes the form of a concat of scalars.
+
+    Before: `y = x`, an output that is an input, a constant, or twice the same value; after: `y = reshape(x)`, which
+    the stitcher carries out as a copy."""
+    nodes: list[Node] = []
+    renamed: dict[Value, Value] = {}
+    for n in graph.nodes:
+        if n.prim == "shape" and n.output.rank == 1:
+            parts = []
+            for k, d in enumerate(n.attrs["dims"]):
+                scalar = Value(f"{n.output.name}.{k}", dtypes.INT64, ())
+                one = Value(f"{n.output.name}.{k}.1", dtypes.INT64, (1,))
+                nodes.append(replace(n, outputs=(scalar,), attrs={"dims": (d,), "shape": ()}))
+                nodes.append(Node("reshape", (scalar,), (one,), {"shape": (1,)}, n.origin))
+                parts.append(one)
+            if len(parts) > 1:
+                nodes.append(Node("concat", tuple(parts), n.outputs, {"axis": 0}, n.origin))
+            elif parts:
+                renamed[n.output] = parts[0]
+            else:
+                nodes.append(replace(n, prim="const", attrs={"array": np.zeros(0, np.int64)}))
+            continue
+        nodes.append(replace(n, inputs=tuple(renamed.get(v, v) for v in n.inputs)) if renamed else n)
+    source = {v: n for n in nodes for v in n.outputs}
+    taken: set[Value] = set()
+    outputs: list[Value] = []
+    for name, v in zip(graph.output_names, graph.outputs, strict=True):
+        v = renamed.get(v, v)
+        if v not in source or v in taken or source[v].prim in ("const", "shape", "iota"):
+            copy = Value(f"{name}.copy", v.dtype, v.shape)
+            nodes.append(Node("reshape", (v,), (copy,), {"shape": v.shape}))
+            v = copy
+        taken.add(v)
+        outputs.append(v)
+    return replace(graph, nodes=tuple(nodes), outputs=tuple(outputs))
