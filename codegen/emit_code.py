@@ -68,6 +68,16 @@ class Writer:
             table[text] = self._place(text, level)
         return table[text]
 
+    def table(self, words: Sequence[str]) -> str:
+        """The address of these i64, which are known at the entry."""
+        text = f"alloca [{len(words)} x i64] ; {' '.join(words)}"
+        if text not in self.known:
+            at = self.known[text] = self._place(text, 0)
+            for k, word in enumerate(words):
+                p = self.pure(f"getelementptr i64, ptr {at}, i64 {k}", at)
+                self.levels[0].lines.append(f"  store i64 {word}, ptr {p}")
+        return self.known[text]
+
     def effect(self, text: str, buffer: Buffer | None = None) -> None:
         """An instruction for its effect, on `buffer`, here and now."""
         self.levels[-1].lines.append(f"  {text}")
@@ -99,13 +109,13 @@ class Writer:
         sure = isinstance(start, int) and isinstance(stop, int)
         here = len(self.levels)
         position = f"%i{n}"
-        names = first if once else [f"%c{n}.{k}" for k in range(len(carried))]
+        names = [f"%c{n}.{k}" for k in range(len(carried))]
         self.levels.append(Level(f"loop{n}"))
-        for name in () if once else (position, *names):
+        for name in (position, *names):
             self.depth[name] = here
         floors = self.floors
         self.floors = {**floors, **dict.fromkeys(stored, here)}
-        results = body(start if once else position, names)
+        results = body(position, names)
         self.floors = floors
         inner = self.levels.pop()
         outer = self.levels[-1]
@@ -116,10 +126,10 @@ class Writer:
             lines.append(f"  %t{n} = icmp slt i64 {start}, {stop}")
             lines.append(f"  br i1 %t{n}, label %loop{n}, label %done{n}")
         lines.append(f"loop{n}:")
-        if not once:
-            lines.append(f"  {position} = phi i64 [ {start}, %{outer.label} ], [ %n{n}, %{inner.label} ]")
-            for (kind, old), name, new in zip(carried, names, results, strict=True):
-                lines.append(f"  {name} = phi {kind} [ {old}, %{outer.label} ], [ {new}, %{inner.label} ]")
+        again = ["" if once else f", [ {x}, %{inner.label} ]" for x in (f"%n{n}", *results)]
+        lines.append(f"  {position} = phi i64 [ {start}, %{outer.label} ]{again[0]}")
+        for (kind, old), name, new in zip(carried, names, again[1:], strict=True):
+            lines.append(f"  {name} = phi {kind} [ {old}, %{outer.label} ]{new}")
         lines += inner.lines
         if once:
             lines.append(f"  br label %done{n}")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stitch import dtypes
-from stitch.codegen.loops import Apply, Expr, Loop, Read, Store, children, expressions, walk
-
-if TYPE_CHECKING:
-    from stitch.target import Target
+from stitch.codegen.loops import Apply, Buffer, Contract, Expr, Loop, Read, Stmt, Store, children, expressions, walk
+from stitch.target import Target
 
 
 def nodes(e: Expr) -> Iterator[Expr]:
@@ -65,3 +62,17 @@ def multiply_add(prim: str, args: tuple[Expr, ...]) -> tuple[Expr, Expr, Expr] |
             case Apply("mul", (a, b)):
                 return a, b, other
     return None
+
+
+def stored_in(body: tuple[Stmt, ...]) -> frozenset[Buffer]:
+    """The buffers that these statements store to."""
+    found = [s.tile if isinstance(s, Contract) else s.buffer for s in walk(body) if isinstance(s, Store | Contract)]
+    return frozenset(found)
+
+
+def unrolls(loop: Loop) -> bool:
+    """Whether a serial loop is written out: a few iterations, as of a window, without a vector loop inside."""
+    if loop.clip is not None or not isinstance(loop.axis.extent, int):
+        return False
+    inner = [s for s in walk(loop.body) if isinstance(s, Loop)]
+    return loop.axis.extent <= 4 and all(s.mode == "serial" for s in inner)

@@ -14,10 +14,15 @@ import numpy as np
 
 from stitch import dtypes
 from stitch.codegen.emit_code import Writer
-from stitch.dtypes import BOOL, FLOAT32, FLOAT64, INT32, INT64
+from stitch.dtypes import BOOL, FLOAT16, FLOAT32, FLOAT64, INT32, INT64
 
-LLVM = {d: f"i{8 * d.itemsize}" for d in dtypes.INTEGERS} | {BOOL: "i1", FLOAT32: "float", FLOAT64: "double"}
-SHORT = LLVM | {FLOAT32: "f32", FLOAT64: "f64", dtypes.FLOAT16: "f16"}  # in names of intrinsics
+LLVM = {d: f"i{8 * d.itemsize}" for d in dtypes.INTEGERS} | {
+    BOOL: "i1",
+    FLOAT16: "half",
+    FLOAT32: "float",
+    FLOAT64: "double",
+}
+SHORT = LLVM | {FLOAT16: "f16", FLOAT32: "f32", FLOAT64: "f64"}  # in names of intrinsics
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +177,7 @@ class Operations:
         p = self.binary("fmul", x, y)
         s = self.binary("fadd", p, z)
         t = self.binary("fsub", s, p)
-        error = self.binary(
-            "fadd", self.binary("fsub", p, self.binary("fsub", s, t)), self.binary("fsub", z, t)
-        )
+        error = self.binary("fadd", self.binary("fsub", p, self.binary("fsub", s, t)), self.binary("fsub", z, t))
         zero, zero_bits, one = literal(0.0, FLOAT64), literal(0, INT64), literal(1, INT64)
         bits = self.convert("bitcast", s, INT64)
         even = self.compare("eq", self.binary("and", bits, one), zero_bits)

@@ -198,8 +198,15 @@ class Library:
         address: int = self._tracker[name]
         return address
 
+    def keep(self) -> None:
+        """Never unload it."""
+        self._tracker._owned = True  # llvmlite's word for: by somebody else
+
     def close(self) -> None:
-        """Give the memory back, which otherwise happens when nobody refers to the library any more."""
+        """Give the memory back, which otherwise happens when nobody refers to the library any more.
+
+        At exit llvmlite leaves everything in place: daemon threads may be inside.
+        """
         self._tracker.close()
 
 
@@ -222,7 +229,7 @@ def support() -> Mapping[str, int]:
     if _support is None:
         names = [*threads.FUNCTIONS, "stitch_run", "stitch_call"]
         library = Library(_support_code(), names)
-        library._tracker._owned = True  # by the process
+        library.keep()
         _support = {name: library[name] for name in names}
     return _support
 

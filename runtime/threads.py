@@ -482,6 +482,7 @@ class Team:
     def __init__(self, size: int, functions: Mapping[str, int]) -> None:
         self.size = size
         self._memory = ctypes.create_string_buffer(_MEMBERS + 16 * size + _ALIGNMENT)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._memory))  # threads outlive the interpreter's objects
         self.address = -(-ctypes.addressof(self._memory) // _ALIGNMENT) * _ALIGNMENT
         self._init: Callable[[int, int], None]
         self._init = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(functions["stitch_team_init"])

@@ -23,7 +23,24 @@ from stitch import dtypes, evaluate
 from stitch.errors import InvalidModel, StitchError, UnsupportedOperator
 from stitch.graph import Builder, Graph, Node, Origin, Value
 from stitch.inputs import Shape, Shapes, input_shapes
-from stitch.ops import registry
+from stitch.ops import (  # each registers its operators
+    activations,  # noqa: F401
+    attention,  # noqa: F401
+    constants,  # noqa: F401
+    contractions,  # noqa: F401
+    convolution,  # noqa: F401
+    elementwise,  # noqa: F401
+    indexing,  # noqa: F401
+    logic,  # noqa: F401
+    losses,  # noqa: F401
+    movement,  # noqa: F401
+    normalisations,  # noqa: F401
+    pooling,  # noqa: F401
+    quantisation,  # noqa: F401
+    reductions,  # noqa: F401
+    registry,
+    resize,  # noqa: F401
+)
 from stitch.ops.primitives import Array
 from stitch.ops.registry import Call
 from stitch.weights import Folder, lift, map_file, view
@@ -44,7 +61,6 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto, shapes: Shapes
 
     Raises InvalidModel for what is no correct model, UnsupportedOperator for what is one but cannot be compiled.
     """
-    _register_operators()
     return _Importer(Source.open(model)).graph(shapes or {})
 
 
@@ -173,6 +189,7 @@ def _declared(value: onnx.ValueInfoProto) -> Shape | None:
     if not tensor.HasField("shape"):
         return None
     fields = [(d.WhichOneof("value"), d) for d in tensor.shape.dim]
+    _check_text(*(d.dim_param for kind, d in fields if kind == "dim_param"))
     return [d.dim_value if kind == "dim_value" else d.dim_param if kind == "dim_param" else None for kind, d in fields]
 
 
@@ -250,9 +267,11 @@ class _Scope:
 
     def __post_init__(self) -> None:
         for i, node in enumerate(self.nodes):
+            _check_text(node.op_type, node.name, node.domain, *node.input, *node.output)
             for name in filter(None, node.output):
                 # Models are patched by appending a second Constant of a name: the last one holds, as in onnxruntime.
-                again = name in self.producers and {node.op_type, self.nodes[self.producers[name]].op_type} != {"Constant"}
+                other = self.nodes[self.producers[name]].op_type if name in self.producers else "Constant"
+                again = name in self.producers and (node.op_type, other) != ("Constant", "Constant")
                 if again or name in self.values or name in self.sources:
                     raise InvalidModel(f"value {name!r} is defined twice", node=self.label(i))
                 self.producers[name] = i
@@ -271,6 +290,7 @@ class _Scope:
 class _Importer:
     def __init__(self, source: Source) -> None:
         proto = source.proto
+        _check_text(proto.graph.name, *(s for f in proto.functions for s in (f.domain, f.name, f.overload)))
         self.source = source
         self.builder = Builder(proto.graph.name or "graph")
         self.constants = _Constants(self.builder)
@@ -312,6 +332,7 @@ class _Importer:
         found: dict[str, Callable[[], Array]] = {}
         dense = [(t.name, partial(_array, t, folder, (lifted or {}).get(i))) for i, t in enumerate(graph.initializer)]
         sparse = [(t.values.name, partial(_dense, t, folder)) for t in graph.sparse_initializer]
+        _check_text(*(name for name, _ in dense + sparse))
         for name, read in dense + sparse:
             if name in found or not name:
                 raise InvalidModel(f"initializer {name!r} is defined twice" if name else "an initializer has no name")
@@ -539,28 +560,27 @@ _ADVICE = {
 }
 
 
-def _register_operators() -> None:
-    """Fills the registry: each module in stitch.ops registers what it defines."""
-    import importlib
-    import pkgutil
-
-    import stitch.ops
-
-    for module in pkgutil.iter_modules(stitch.ops.__path__):
-        importlib.import_module(f"stitch.ops.{module.name}")
-
-
 def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
+def _check_text(*names: object) -> None:
+    """Protobuf hands out bytes in place of a string that is not UTF-8."""
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidModel(f"{name!r} stands where a name should", advice="get the file again")
+
+
 def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    imports = list(imports)
+    _check_text(*(i.domain for i in imports))
     return {_domain(i.domain): i.version for i in imports}
 
 
 def _unique(values: Iterable[onnx.ValueInfoProto], what: str) -> list[onnx.ValueInfoProto]:
     found: dict[str, onnx.ValueInfoProto] = {}
     for v in values:
+        _check_text(v.name)
         if v.name in found or not v.name:
             raise InvalidModel(f"{what} {v.name!r} is listed twice" if v.name else f"an {what} has no name")
         found[v.name] = v

@@ -51,7 +51,6 @@ def input_shapes(inputs: Mapping[str, Shape | None], given: Shapes) -> tuple[dic
     return {name: tuple(d for d in shape if d is not None) for name, shape in found.shapes.items()}, found.guards
 
 
-
 @dataclass
 class _Shapes:
     """The inputs' shapes on their way to ones in which every symbol stands alone somewhere, as an array shows it."""

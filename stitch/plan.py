@@ -178,7 +178,7 @@ class BadFile(Exception):
 
 
 # magic, version, header's checksum and length, code's checksum and length, offset and length of the constants
-_PREFIX = struct.Struct("<8sIIQIxxxxQQQ")
+_PREFIX = struct.Struct("<8sIIQQQQQ")
 _MAGIC = b"stitch\r\n"
 _VERSION = 1
 _PAGE = 4096
@@ -195,6 +195,7 @@ def save(artifact: Artifact, path: Path) -> None:
         constants_at, constants.nbytes,
     )  # fmt: skip
     with replacing(path) as fd:
+        os.ftruncate(fd, constants_at + constants.nbytes)
         _write(fd, memoryview(prefix + header), 0)
         _write(fd, memoryview(artifact.code), code_at)
         _write(fd, constants, constants_at)
@@ -211,7 +212,7 @@ def load(path: Path) -> Artifact:
         if (magic, version) != (_MAGIC, _VERSION):
             raise BadFile("another format or version")
         code_at = _round_up(_PREFIX.size + header_size, 64)
-        if code_at + code_size > at or at % _PAGE or at + length > size:
+        if code_at + code_size > at or at % _PAGE or at + length != size:
             raise BadFile("sections are not where they should be")
         header = file.read(header_size)
         file.seek(code_at)
@@ -247,7 +248,7 @@ def replacing(path: Path) -> Any:
 
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
-    os.lseek(fd, offset, os.SEEK_SET)  # a gap reads as zeros
+    os.lseek(fd, offset, os.SEEK_SET)
     while data.nbytes:
         data = data[os.write(fd, data[: 1 << 30]) :]
 

@@ -34,6 +34,7 @@ class Step:
     attrs: Mapping[str, Any]
     dtype: np.dtype
     shape: Shape
+    known: Array | None = None  # contents
 
     @property
     def x(self) -> Value:
@@ -65,7 +66,6 @@ class Rewriter:
         self._seen: dict[Any, Value] = {}
         self._constants = Constants()
         self._names = {v.name for v in graph.inputs} | {v.name for n in graph.nodes for v in n.outputs}
-        self._visiting: Node | None = None
 
     # -------------------------------------------------- looking
 
@@ -92,6 +92,10 @@ class Rewriter:
             return None
         return node.attrs["array"].reshape(-1)[0]
 
+    def seen(self, prim: str, *inputs: Value, **attrs: Any) -> bool:
+        """Whether exactly this node is in the new graph already."""
+        return self._key(prim, inputs, attrs) in self._seen
+
     # -------------------------------------------------- emitting
 
     def visit(self, node: Node, make: Callable[[Rewriter], Value] | None) -> None:
@@ -102,9 +106,7 @@ class Rewriter:
             self._append(node if same else Node("host", inputs, node.outputs, node.attrs, node.origin))
             self._table.update((v, v) for v in node.outputs)
             return
-        self._visiting = node
         value = make(self) if make is not None else self._propose(node.prim, inputs, node.attrs, node)
-        self._visiting = None
         self._table[node.output] = value
 
     def emit(self, prim: str, *inputs: Value, **attrs: Any) -> Value:
@@ -117,27 +119,27 @@ class Rewriter:
             dtype, shape = old.output.dtype, old.output.shape
         else:
             dtype, shape = row.dtype(attrs, *[v.dtype for v in inputs]), row.shape(attrs, *[v.shape for v in inputs])
-        if rules := self._rules.get(prim):
-            step = Step(prim, inputs, attrs, dtype, shape)
-            for rule in rules:
-                found = rule(self, step)
-                if found is not None:
-                    return found
+        known = old.output.contents if old is not None else None
+        step = Step(prim, inputs, attrs, dtype, tuple(shape), known)
+        for rule in self._rules.get(prim, ()):
+            if (made := rule(self, step)) is not None:
+                return made
         key = self._key(prim, inputs, attrs)
         found = self._seen.get(key) if prim != "const" else self._constants.find(attrs["array"])
         if found is None:
-            found = self._make(prim, inputs, attrs, dtype, shape, old)
+            found = self._make(step, old)
             if prim == "const":
                 self._constants.keep(attrs["array"], found)
             else:
                 self._seen[key] = found
         return found
 
-    def _make(self, prim: str, inputs: tuple[Value, ...], attrs: Mapping[str, Any], dtype: np.dtype, shape: Shape, old: Node | None) -> Value:  # fmt: skip
+    def _make(self, step: Step, old: Node | None) -> Value:
+        prim, inputs, attrs = step.prim, step.inputs, step.attrs
         if old is not None and all(a is b for a, b in zip(inputs, old.inputs, strict=True)):
             node = old
         else:
-            known = old.output.contents if old is not None else None
+            known = step.known
             if known is None and prim == "const":
                 known = contents.of_array(attrs["array"])
             elif known is None and prim == "shape":
@@ -145,7 +147,7 @@ class Rewriter:
                 known[:] = attrs["dims"]
                 known = known.reshape(attrs["shape"])
             name = old.output.name if old is not None else self._fresh(prim)
-            node = Node(prim, inputs, (Value(name, dtype, tuple(shape), known),), attrs, self.origin)
+            node = Node(prim, inputs, (Value(name, step.dtype, step.shape, known),), attrs, self.origin)
         self._append(node)
         return node.output
 
@@ -166,9 +168,8 @@ class Rewriter:
         """Numbers are told apart by their text: 0.0, -0.0, 0 and False are not one, and a NaN is."""
         if prim == "const":
             return None
-        return prim, inputs, *[
-            (k, v if isinstance(v, tuple | str | dims.Expr | np.dtype) else repr(v)) for k, v in attrs.items()
-        ]
+        plain = (tuple, str, dims.Expr, np.dtype)
+        return prim, inputs, *((k, v if isinstance(v, plain) else repr(v)) for k, v in attrs.items())
 
     # -------------------------------------------------- common things to emit
 

@@ -57,7 +57,15 @@ TABLE = """
     stitch.codegen.transform
     stitch.codegen.matmul
     stitch.codegen.conv
+    stitch.codegen.emit_rules
     stitch.codegen.interp
+    stitch.codegen.emit_code
+    stitch.codegen.emit_values
+    stitch.codegen.emit_dims
+    stitch.codegen.emit_storage
+    stitch.codegen.emit_primitives
+    stitch.codegen.emit_memory
+    stitch.codegen.emit_kernels
     stitch.codegen.llvm
     stitch.codegen.machine
     stitch.codegen.ptx

@@ -48,7 +48,7 @@ def attention(
     if softcap:
         scores = b.mul(b.unary("tanh", b.div(scores, softcap)), softcap)
     capped = scores
-    mask = _padded(b, mask, keys) if mask is not None else None
+    mask = _padded(b, mask, keys, lengths is not None) if mask is not None else None
     if mask is not None:
         seen = mask.dtype == dtypes.BOOL
         scores = b.where(mask, scores, -math.inf) if seen else b.add(scores, b.cast(mask, scores.dtype))
@@ -106,9 +106,10 @@ def _weighted(b: Builder, weights: Value, v: Value) -> Value:
     return b.reshape(y, (*weights.shape[:3], v.shape[3]))
 
 
-def _padded(b: Builder, mask: Value, keys: Dim) -> Value:
-    """A mask that is provably shorter than the keys hides the rest of them."""
-    if mask.rank == 0 or dims.prove_equal(mask.shape[-1], keys) is not False or dims.prove_le(keys, mask.shape[-1]):
+def _padded(b: Builder, mask: Value, keys: Dim, cached: bool) -> Value:
+    """A mask that is shorter than the keys hides the rest of them: a cache has more. Elsewhere, that must be proved."""
+    same = dims.prove_equal(mask.shape[-1], keys) if mask.rank else True
+    if same or (same is None and not cached) or dims.prove_le(keys, mask.shape[-1]):
         return mask
     hidden = (*(0 for _ in mask.shape[1:]), keys - mask.shape[-1])
     if mask.dtype in (*dtypes.FLOATS, dtypes.BOOL):

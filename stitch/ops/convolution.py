@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from stitch.dims import Dim, ceil_div, dim_max
 from stitch.graph import Builder, Shape, Value
 from stitch.ops.contractions import centered, product_sum, requantized, sum_of_product
@@ -237,7 +235,7 @@ def deform_conv(
     groups, offset_groups = call.attr("group", 1), call.attr("offset_group", 1)
     spatial = offset.shape[2:]
     if bias is None:
-        bias = b.const(np.zeros((), x.dtype)) if not isinstance(w.shape[0], int) else b.const(np.zeros(w.shape[0], x.dtype))
+        bias = b.broadcast(b.const(0, x.dtype), [w.shape[0]])
     if mask is None:
         mask = b.broadcast(b.const(1, x.dtype), [x.shape[0], offset_groups * taps.sizes[0] * taps.sizes[1], *spatial])
     return b.host(

@@ -141,25 +141,26 @@ def _uniform(call: Call, y: Value) -> float | None:
 
 
 def _expanded(b: Builder, x: Value, exponent: float) -> Value | None:
-    """x ** exponent without `pow`, whose bound is 4 ulp: a product of up to 8 floats stays below that.
+    """x ** exponent without `pow`, whose bound is 4 ulp: a product of up to 5 floats is no worse.
 
     The square root differs from IEEE's pow at -0 and -inf alone.
     """
     exact = not dtypes.is_float(x.dtype)
-    if exponent == 0.5 and not exact:
-        return b.unary("sqrt", x)
-    if exponent != int(exponent) or not (0 if exact else -2) <= exponent <= (64 if exact else 8):
+    if exponent in (0.5, 1):
+        return x if exponent == 1 else None if exact else b.unary("sqrt", x)
+    if not (0 if exact else -2) <= exponent <= (64 if exact else 5) or exponent != int(exponent):
         return None
     if exponent == 0:
         return b.broadcast(b.const(1, x.dtype), x.shape)
-    base, n = (x if exponent > 0 else b.div(1, x)), abs(int(exponent))
+    base, n = b.cast(x, dtypes.compute(x.dtype)), abs(int(exponent))
+    base = base if exponent > 0 else b.div(1, base)
     result: Value | None = None
     while n:
         if n & 1:
             result = base if result is None else b.mul(result, base)
         n >>= 1
         base = b.mul(base, base) if n else base
-    return result
+    return None if result is None else b.cast(result, x.dtype)
 
 
 # ------------------------------------------------------------------ any number of operands

@@ -97,7 +97,8 @@ def nonmaxsuppression(
                 best, order = order[0], order[1:]
                 chosen.append((n, c, int(best)))
                 kept += 1
-                shared = np.prod(np.clip(np.minimum(high[best], high[order]) - np.maximum(low[best], low[order]), 0, None), axis=1)
+                sides = np.minimum(high[best], high[order]) - np.maximum(low[best], low[order])
+                shared = np.prod(np.clip(sides, 0, None), axis=1)
                 union = area[best] + area[order] - shared
                 order = order[~(shared > threshold * union) | (union <= 0)]
     return (np.array(chosen, np.int64).reshape(-1, 3),)

@@ -1,11 +1,11 @@
-"""Operators that pick or place elements at computed indices: gather, scatter, one-hot, and data-dependent selections."""
+"""Operators that pick or place elements at computed indices, and selections whose size depends on data."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from stitch import dtypes
-from stitch.dims import Dim, prove_le, product
+from stitch.dims import Dim, product, prove_le
 from stitch.graph import Builder, Shape, Value
 from stitch.ops.movement import known, slice_axis, take
 from stitch.ops.registry import Call, axis_of, operator
@@ -159,9 +159,9 @@ def nonzero(b: Builder, call: Call, x: Value) -> Value:
 def unique(b: Builder, call: Call, x: Value) -> tuple[Value, ...]:
     axis = call.attr("axis")
     n = b.fresh("unique")
-    if axis is None:
-        shape, extent = (n,), product(x.shape)
-    else:
+    shape: Shape = (n,)
+    extent = product(x.shape)
+    if axis is not None:
         axis = axis_of(axis, x.rank)
         shape, extent = (*x.shape[:axis], n, *x.shape[axis + 1 :]), x.shape[axis]
     outputs: list[tuple[np.dtype, Shape]] = [(x.dtype, shape), *((dtypes.INT64, (d,)) for d in (n, extent, n))]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stitch import contents, dims
-from stitch.dims import Dim, dim_max, dim_min, prove_equal, prove_le, product
+from stitch.dims import Dim, dim_max, dim_min, product, prove_equal, prove_le
 from stitch.graph import Builder, Shape, Value
 from stitch.ops.primitives import Array
 from stitch.ops.registry import Call, axes_of, axis_of, operator
+
+FAR = 2**31 - 1  # exporters write "to the end" as a number like this
 
 # ------------------------------------------------------------------ shapes
 
@@ -182,7 +184,8 @@ def slice_by_inputs(
 
 
 def _sliced(
-    b: Builder, call: Call, x: Value, starts: Sequence[Dim], ends: Sequence[Dim], axes: Sequence[int], steps: Sequence[int]
+    b: Builder, call: Call, x: Value, starts: Sequence[Dim], ends: Sequence[Dim], axes: Sequence[int],
+    steps: Sequence[int],
 ) -> Value:  # fmt: skip
     if not len(starts) == len(ends) == len(axes) == len(steps):
         raise call.invalid("its starts, ends, axes and steps differ in length")
@@ -203,7 +206,7 @@ def _bounded(b: Builder, start: Dim, end: Dim, step: int, extent: Dim) -> tuple[
     Where nothing is left the first element may lie outside: it is never read. Not clamping it keeps the sizes of
     x[1:] and x[:-1] the same expression, max(n - 1, 0).
     """
-    start, end = _from_front(b, start, extent), _from_front(b, end, extent)
+    start, end = _from_front(b, start, extent, step), _from_front(b, end, extent, step)
     if step > 0:
         start, end = dim_max(start, 0), dim_min(end, extent)
         return start, dim_max(dims.ceil_div(end - start, step), 0)
@@ -211,8 +214,10 @@ def _bounded(b: Builder, start: Dim, end: Dim, step: int, extent: Dim) -> tuple[
     return start, dim_max(dims.ceil_div(start - end, -step), 0)
 
 
-def _from_front(b: Builder, position: Dim, extent: Dim) -> Dim:
+def _from_front(b: Builder, position: Dim, extent: Dim, step: int) -> Dim:
     """A position that counts from the end if it is negative, as one that counts from the front."""
+    if isinstance(position, int) and abs(position) >= FAR:
+        return extent if position > 0 else 0 if step > 0 else -1
     if prove_le(0, position):
         return position
     if prove_le(position, -1):
@@ -320,13 +325,13 @@ def take(b: Builder, x: Value, indices: Value, axis: int) -> Value:
 def center_crop_pad(b: Builder, call: Call, x: Value, shape: Value) -> Value:
     wanted = call.dims(shape, "shape")
     axes = [axis_of(a, x.rank) for a in call.attr("axes", range(x.rank))]
-    lo: list[Dim] = [0] * x.rank
-    hi: list[Dim] = [0] * x.rank
     for a, size in zip(axes, wanted, strict=True):
-        grow, shrink = dim_max(size - x.shape[a], 0), dim_max(x.shape[a] - size, 0)
-        lo[a] = grow // 2 - shrink // 2
-        hi[a] = grow - grow // 2 - (shrink - shrink // 2)
-    return pad_or_crop(b, x, lo, hi)
+        kept = dim_min(x.shape[a], size)
+        x = slice_axis(b, x, a, (x.shape[a] - kept) // 2, kept)
+        before = (size - kept) // 2
+        lo, hi = ([n if i == a else 0 for i in range(x.rank)] for n in (before, size - kept - before))
+        x = b.pad(x, lo, hi)
+    return x
 
 
 # ------------------------------------------------------------------ blocks and bands

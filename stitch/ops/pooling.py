@@ -27,7 +27,15 @@ def _rounded_up(call: Call, taps: Taps, spatial: Shape) -> tuple[Taps, Shape | N
     counts = tuple(
         dim_min(dims.ceil_div(d + lo + hi - span, s) + 1, (d + lo - 1) // s + 1) for d, lo, hi, span, s in rows
     )
-    return replace(taps, hi=tuple(hi + s - 1 for _, _, hi, _, s in rows)), counts
+    # The one window that is larger than its input (EfficientNet's last pool is 1280 x 1280 over 7 x 7) is cut to it.
+    within = [d + lo + hi if count == 1 else None for (d, lo, hi, _, _), count in zip(rows, counts, strict=True)]
+    cut = [isinstance(n, int) and span >= n for n, span in zip(within, taps.spans, strict=True)]
+    sizes = tuple(
+        (n - 1) // dilation + 1 if small and isinstance(n, int) else size
+        for n, small, size, dilation in zip(within, cut, taps.sizes, taps.dilations, strict=True)
+    )
+    hi = tuple(hi if small else hi + s - 1 for small, (_, _, hi, _, s) in zip(cut, rows, strict=True))
+    return replace(taps, sizes=sizes, hi=hi), counts
 
 
 def _windows(b: Builder, x: Value, taps: Taps, counts: Shape | None, fill: float | int | bool) -> Value:
@@ -65,7 +73,7 @@ def _places(b: Builder, call: Call, windows: Value, shape: Shape, taps: Taps) ->
     index = b.add(b.mul(b.iota(outer, 0), b.dims(shape[1])), b.iota(outer, r + 1))
     for i in order:
         inner = product(taps.sizes[i + 1 :])
-        mine = b.elementwise("mod", b.div(tap, inner), taps.sizes[i])
+        mine = b.elementwise("mod", b.div(tap, b.dims(inner)), taps.sizes[i])
         start = b.sub(b.mul(b.iota(outer, i + 1), taps.strides[i]), b.dims(taps.lo[i]))
         at = b.add(start, b.mul(mine, taps.dilations[i]))
         at = b.min(b.max(at, 0), b.dims(shape[i + 2] - 1))  # a window of nothing but the lowest value: not its pad

@@ -146,7 +146,7 @@ def _truncated_division(a: Array, b: Array) -> Array:
     safe = np.where(b == 0, np.ones_like(b), b)
     q = a // safe
     q = q + ((q * safe != a) & ((a < 0) != (safe < 0)))
-    return np.where(b == 0, np.zeros_like(q), q).astype(a.dtype)
+    return np.asarray(np.where(b == 0, np.zeros_like(q), q).astype(a.dtype))
 
 
 def _shift(fn: Callable[..., Array]) -> Callable[..., Array]:
@@ -163,7 +163,7 @@ def _shift(fn: Callable[..., Array]) -> Callable[..., Array]:
 def _erf(x: Array) -> Array:
     import math
 
-    return np.vectorize(math.erf, otypes=[np.float64])(x.astype(np.float64)).astype(x.dtype)
+    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x.astype(np.float64)).astype(x.dtype))
 
 
 def _sigmoid(x: Array) -> Array:
@@ -192,10 +192,10 @@ def _cast(attrs: Attrs, x: Array) -> Array:
     """As numpy, but float to integer is defined everywhere: truncated, saturated, NaN to 0."""
     to = np.dtype(attrs["dtype"])
     if dtypes.is_float(x.dtype) and dtypes.is_integer(to):
-        info = np.iinfo(to)
+        info: Any = np.iinfo(to)
         wide = np.nan_to_num(np.trunc(x.astype(np.float64)), nan=0.0, posinf=np.inf, neginf=-np.inf)
         inside = np.clip(wide, float(info.min), np.nextafter(float(info.max) + 1, 0)).astype(to)
-        return np.where(wide > float(info.max), info.max, inside).astype(to)
+        return np.asarray(np.where(wide >= float(info.max), info.max, inside).astype(to))
     with np.errstate(all="ignore"):
         return x.astype(to)
 
@@ -216,6 +216,8 @@ def _reduce(fn: Callable[..., Any], empty: Callable[[np.dtype], Any]) -> Callabl
 def _arg(fn: Callable[..., Any]) -> Callable[..., Array]:
     def apply(attrs: Attrs, x: Array) -> Array:
         axis = attrs["axis"]
+        if x.shape[axis] == 0:
+            return np.zeros((*x.shape[:axis], *x.shape[axis + 1 :]), np.int64)
         if not attrs["last"]:
             return np.asarray(fn(x, axis=axis), np.int64)
         return np.asarray(x.shape[axis] - 1 - fn(np.flip(x, axis), axis=axis), np.int64)
@@ -246,7 +248,7 @@ def _gather(attrs: Attrs, data: Array, *indices: Array) -> Array:
     moved = data.transpose([*axes, *rest])
     if any(data.shape[a] == 0 for a in axes):
         return np.zeros((*indices[0].shape, *moved.shape[len(axes) :]), data.dtype)
-    return moved[clipped]
+    return np.asarray(moved[clipped])
 
 
 def _scatter(attrs: Attrs, data: Array, updates: Array, *indices: Array) -> Array:
@@ -277,12 +279,12 @@ def _scatter(attrs: Attrs, data: Array, updates: Array, *indices: Array) -> Arra
 
 
 def _window(attrs: Attrs, x: Array) -> Array:
-    shape = list(_windowed(attrs, x.shape))
+    shape: list[Any] = list(_windowed(attrs, x.shape))
     strides = list(x.strides)
     for axis, stride, dilation in zip(attrs["axes"], attrs["strides"], attrs["dilations"], strict=True):
         strides.append(x.strides[axis] * dilation)
         strides[axis] = x.strides[axis] * stride
-    return np.lib.stride_tricks.as_strided(x, [int(max(n, 0)) for n in shape], strides, writeable=False)
+    return np.lib.stride_tricks.as_strided(x, [max(n, 0) for n in shape], strides, writeable=False)
 
 
 def _contract(attrs: Attrs, a: Array, b: Array) -> Array:
@@ -309,6 +311,7 @@ _row("const", "source", 0, lambda attrs: attrs["array"], dtype=lambda attrs: att
 _row("shape", "source", 0, _shape_array, dtype=_int64, shape=_attr_shape)
 _row("iota", "source", 0, _iota, dtype=_int64, shape=_attr_shape, cost=1)
 
+_fn: Any
 for _name, _fn, _cost in [
     ("neg", np.negative, 1), ("abs", np.abs, 1), ("floor", np.floor, 1), ("ceil", np.ceil, 1), ("rint", np.rint, 1),
     ("sign", np.sign, 3), ("not", np.invert, 1),

@@ -247,7 +247,7 @@ def _positions(b: Builder, plan: Sampling, dtype: np.dtype) -> Value:
         case "half_pixel":
             return middle()
         case "pytorch_half_pixel":
-            return b.mul(middle(), 0.0) if plan.out == 1 else b.where(b.eq(ideal, 1.0), 0.0, middle())
+            return b.where(b.eq(_number(b, plan.out, dtype), 1.0), 0.0, middle())
         case "half_pixel_symmetric":
             lost = b.sub(1.0, b.div(_number(b, plan.out, dtype), ideal))
             return b.add(middle(), b.mul(b.div(length, 2.0), lost))
@@ -348,8 +348,7 @@ def grid_sample(b: Builder, call: Call, x: Value, grid: Value) -> Value:
                 y = b.mul(y, b.reshape(b.cast(weight, y.dtype), [*weight.shape, 1]))
         total = y if total is None else b.add(total, y)
     assert total is not None
-    y = b.transpose(b.cast(total, x.dtype), [0, total.rank - 1, *range(1, total.rank - 1)])
-    return y
+    return b.transpose(b.cast(total, x.dtype), [0, total.rank - 1, *range(1, total.rank - 1)])
 
 
 def _grid_taps(b: Builder, call: Call, at: Value, extent: Dim, mode: str) -> list[tuple[Value, Value | None]]:
@@ -359,31 +358,33 @@ def _grid_taps(b: Builder, call: Call, at: Value, extent: Dim, mode: str) -> lis
     corners, padding = bool(call.attr("align_corners", 0)), call.attr("padding_mode", "zeros")
     x = b.div(b.mul(b.add(at, 1.0), last) if corners else b.sub(b.mul(b.add(at, 1.0), n), 1.0), 2.0)
 
+    low, span = (0.0, b.max(last, 1.0)) if corners else (-0.5, n)
+
     def clamped(v: Value) -> Value:
         return b.max(b.min(v, last), 0.0)
 
     def reflected(v: Value) -> Value:
-        low, span = (0.0, b.max(last, 1.0)) if corners else (-0.5, n)
         away = b.unary("abs", b.sub(v, low))
         times = b.unary("floor", b.div(away, span))
         rest = b.sub(away, b.mul(times, span))
         odd = b.eq(b.elementwise("fmod", times, 2.0), 1.0)
-        return clamped(b.add(b.where(odd, b.sub(span, rest), rest), low))
+        return b.add(b.where(odd, b.sub(span, rest), rest), low)
 
     def tap(place: Value, weight: Value | None) -> tuple[Value, Value | None]:
         if padding == "zeros":
             inside = b.elementwise("and", b.le(0.0, place), b.le(place, last))
             one = b.broadcast(b.const(1.0, at.dtype), place.shape) if weight is None else weight
             weight = b.where(inside, one, 0.0)
-        index = reflected(place) if padding == "reflection" else clamped(place)
+        index = clamped(reflected(place) if padding == "reflection" else place)
         return b.cast(index, dtypes.INT64), weight
 
     if mode == "nearest":
         return [tap(b.unary("rint", x), None)]
     if mode not in ("linear", "cubic"):
         raise call.invalid(f"its mode {mode!r} does not exist")
-    if padding == "border":
-        x = clamped(x)
+    if padding == "border":  # as ONNX has it, not between the edge of the outermost element and its centre
+        outside = b.elementwise("or", b.lt(x, low), b.lt(b.add(span, low), x))
+        x = b.where(outside, clamped(x), x)
     elif padding == "reflection":
         x = reflected(x)
     base = b.unary("floor", x)

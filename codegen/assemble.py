@@ -1,0 +1,344 @@
+"""From kernels to an artifact: programs compiled once each, memory planned, constants laid out, steps put in order.
+
+Consecutive kernels are one native step. A value that lives within a step is in the arena, at an offset planned by
+liveness: two values share a block if they are never needed at the same time. A value that crosses to or from the host
+has a slot of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from stitch import dims, plan
+from stitch.codegen import entry, kernels, llvm
+from stitch.codegen.entry import KernelCall, PhaseCall, Place
+from stitch.codegen.kernels import Lowered
+from stitch.codegen.loops import render
+from stitch.codegen.tiling import Panels
+from stitch.dims import Dim
+from stitch.graph import Graph, Guard, Node, Value
+from stitch.stitching.schedule import Kernel, Stitched
+from stitch.stitching.trace import Flow
+from stitch.target import Target
+
+ALIGNMENT = 64
+
+
+@dataclass
+class _Block:
+    """A piece of the arena; `size` in bytes."""
+
+    size: Dim
+
+
+@dataclass
+class _Blob:
+    """The constants: pieces at aligned offsets, each put in once."""
+
+    offsets: dict[Any, int] = field(default_factory=dict)
+    parts: list[tuple[int, Callable[[], np.ndarray[Any, Any]]]] = field(default_factory=list)
+    size: int = 0
+
+    def place(self, key: Any, nbytes: int, make: Callable[[], np.ndarray[Any, Any]]) -> int:
+        if key not in self.offsets:
+            self.offsets[key] = self.size
+            self.parts.append((self.size, make))
+            self.size += -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT
+        return self.offsets[key]
+
+    def build(self) -> np.ndarray[Any, Any]:
+        raw = np.zeros(self.size + ALIGNMENT, np.uint8)
+        skip = -raw.ctypes.data % ALIGNMENT
+        out = raw[skip : skip + self.size]
+        for at, make in self.parts:
+            data = np.ascontiguousarray(make()).reshape(-1).view(np.uint8)
+            out[at : at + data.size] = data
+        return out
+
+
+def assemble(
+    stitched: Stitched, target: Target, compile: Callable[[str], bytes], report: Mapping[str, Any]
+) -> plan.Artifact:
+    """The artifact. `compile` turns LLVM text into an object."""
+    return _Assembly(stitched, target).artifact(compile, report)
+
+
+class _Assembly:
+    def __init__(self, stitched: Stitched, target: Target) -> None:
+        self.stitched = stitched
+        self.graph: Graph = stitched.graph
+        self.target = target
+        stops = {v for k in stitched.kernels if k.opaque for v in k.opaque.inputs} | set(self.graph.outputs)
+        stops |= {n.output for k in stitched.kernels for n in k.nodes}
+        self.flow = Flow(self.graph, stops)
+        self.blob = _Blob()
+        self.codes: dict[str, llvm.Code] = {}
+        self.steps = self._split()
+        self.symbols = self._symbols()
+        self.order = {s: k for k, s in enumerate(self.symbols)}
+
+    # -------------------------------------------------- steps and slots
+
+    def _split(self) -> list[list[Kernel]]:
+        """Native steps as runs of kernels; a host kernel is a step of its own."""
+        steps: list[list[Kernel]] = []
+        for k in self.stitched.kernels:
+            host = k.opaque is not None and k.opaque.prim == "host"
+            if host or not steps or _is_host(steps[-1]):
+                steps.append([])
+            steps[-1].append(k)
+        return steps
+
+    def _symbols(self) -> tuple[str, ...]:
+        """Symbols of the inputs, then those that host operators bind."""
+        found = dict.fromkeys(s for v in self.graph.inputs for d in v.shape for s in sorted(_names(d)))
+        for step in self.steps:
+            if _is_host(step):
+                node = step[0].opaque
+                assert node is not None
+                found.update(dict.fromkeys(s for v in node.outputs for d in v.shape for s in sorted(_names(d))))
+        return tuple(found)
+
+    def artifact(self, compile: Callable[[str], bytes], report: Mapping[str, Any]) -> plan.Artifact:
+        graph = self.graph
+        self.slot_of: dict[Value, int] = {v: k for k, v in enumerate((*graph.inputs, *graph.outputs))}
+        slots = [plan.Slot(v.dtype.name, v.rank, "input") for v in graph.inputs]
+        slots += [plan.Slot(v.dtype.name, v.rank, "output") for v in graph.outputs]
+        self.constant_slot = len(slots)
+        lowered = {k.name: kernels.lower(k, self.flow, self.target) for s in self.steps for k in s if not _is_host([k])}
+        self._place_constants(lowered)
+        slots.append(plan.Slot("uint8", 1, "constant", 0, (self.blob.size,)))
+        for v in self._host_constants():
+            at = self.blob.place(("const", v), int(v.bytes), lambda v=v: self.flow.producer[v].attrs["array"])  # type: ignore[misc]
+            self.slot_of[v] = len(slots)
+            slots.append(plan.Slot(v.dtype.name, v.rank, "constant", at, tuple(int(d) for d in v.shape)))  # type: ignore[arg-type]
+        slots[self.constant_slot] = plan.Slot("uint8", 1, "constant", 0, (self.blob.size,))
+        for v in self._crossing(lowered):
+            self.slot_of[v] = len(slots)
+            slots.append(plan.Slot(v.dtype.name, v.rank, "frame"))
+        texts: list[str] = []
+        steps = self._native_first([self._step(k, step, lowered, texts) for k, step in enumerate(self.steps)], texts)
+        code = compile(llvm.module(self.codes.values(), self.target.triple) + entry.DECLARATIONS + "".join(texts))
+        bindings = self._bindings()
+        artifact = plan.Artifact(
+            str(self.target), self.symbols,
+            tuple(plan.Port(v.name, v.dtype.name, _texts(v.shape)) for v in graph.inputs),
+            tuple(plan.Port(n, v.dtype.name, _texts(v.shape)) for n, v in zip(graph.output_names, graph.outputs, strict=True)),
+            tuple(slots), bindings, tuple(steps), code, self.blob.build(), (), report,
+        )  # fmt: skip
+        artifact.check()
+        return artifact
+
+    def _bindings(self) -> tuple[tuple[int, int, int], ...]:
+        return tuple(
+            (self.order[str(d)], i, axis)
+            for i, v in enumerate(self.graph.inputs)
+            for axis, d in enumerate(v.shape)
+            if str(d) in self.order and not isinstance(d, int)
+        )
+
+    def _host_constants(self) -> list[Value]:
+        inputs = [v for s in self.steps if _is_host(s) for v in s[0].opaque.inputs]  # type: ignore[union-attr]
+        return [v for v in dict.fromkeys(inputs) if v in self.flow.producer and self.flow.producer[v].prim == "const"]
+
+    def _place_constants(self, lowered: Mapping[str, Lowered]) -> None:
+        for low in lowered.values():
+            for p in low.parameters:
+                if isinstance(p, Panels):
+                    array = self.flow.producer[p.value].attrs["array"]
+                    self.blob.place(p, p.size * array.itemsize, lambda p=p, array=array: p.pack(array))  # type: ignore[misc]
+                elif p in self.flow.producer and self.flow.producer[p].prim == "const":
+                    self.blob.place(("const", p), int(p.bytes), lambda p=p: self.flow.producer[p].attrs["array"])  # type: ignore[misc,call-overload]
+
+    def _crossing(self, lowered: Mapping[str, Lowered]) -> list[Value]:
+        """Values that one step makes and another needs, other than outputs."""
+        home: dict[Value, int] = {}
+        crossing: dict[Value, None] = {}
+        for s, step in enumerate(self.steps):
+            for k in step:
+                for v in k.writes():
+                    home[v] = s
+                    if _is_host(step) and v not in self.slot_of:
+                        crossing[v] = None
+        for s, step in enumerate(self.steps):
+            for k in step:
+                for v in k.reads() if _is_host(step) else lowered[k.name].parameters:
+                    if isinstance(v, Value) and v in home and home[v] != s and v not in self.slot_of:
+                        crossing[v] = None
+        return list(crossing)
+
+    # -------------------------------------------------- one step
+
+    def _step(self, number: int, step: Sequence[Kernel], lowered: Mapping[str, Lowered], texts: list[str]) -> plan.Step:
+        if _is_host(step):
+            return self._host_step(step[0])
+        offsets, total = self._arena(step, lowered)
+        scratch: Dim = 0
+        calls = []
+        for k in step:
+            low = lowered[k.name]
+            code = self._code(low)
+            scratch = dims.dim_max(scratch, code.scratch)
+            phases = tuple(
+                PhaseCall(f, p.tasks, p.grain) for f, p in zip(code.functions, low.program.phases, strict=True)
+            )
+            places = tuple(self._locate(p, offsets) for p in low.parameters)
+            calls.append(KernelCall(phases, places, low.program.symbols))
+        writes = [v for k in step for v in k.writes() if v in self.slot_of]
+        guards = self._guards(number)
+        checks = self._checks() if number == self._first_native() else []
+        results = [self.graph.inputs[i].shape[a] for i, a in checks]
+        results += [d for g in guards for d in (g.left, g.right)]
+        results += [d for v in writes for d in v.shape]
+        name, shape = f"stitch_entry_{number}", f"stitch_layout_{number}"
+        texts.append(entry.entry(name, calls, self.order, total, scratch))
+        texts.append(entry.layout(shape, results, self.order, total, scratch))
+        return plan.NativeStep(
+            name, shape, tuple(self.slot_of[v] for v in writes),
+            tuple(plan.Guard(str(g.left), str(g.right), g.where) for g in guards), tuple(checks),
+        )  # fmt: skip
+
+    def _native_first(self, steps: list[plan.Step], texts: list[str]) -> list[plan.Step]:
+        """Guards and checks are a layout's affair, so there has to be one before the first host step."""
+        if steps and isinstance(steps[0], plan.NativeStep):
+            return steps
+        guards, checks = self._guards(-1), self._checks()
+        results = [self.graph.inputs[i].shape[a] for i, a in checks]
+        results += [d for g in guards for d in (g.left, g.right)]
+        texts.append(entry.layout("stitch_layout_first", results, self.order, 0, 0))
+        records = tuple(plan.Guard(str(g.left), str(g.right), g.where) for g in guards)
+        return [plan.NativeStep("", "stitch_layout_first", (), records, tuple(checks)), *steps]
+
+    def _first_native(self) -> int:
+        return 0 if self.steps and not _is_host(self.steps[0]) else -1
+
+    def _bound_by(self, number: int) -> set[str]:
+        """Symbols known when step `number` starts (-1: from the inputs alone)."""
+        known = {s for v in self.graph.inputs for d in v.shape for s in _names(d)}
+        for step in self.steps[: max(number, 0)]:
+            if _is_host(step):
+                known |= {s for v in step[0].opaque.outputs for d in v.shape for s in _names(d)}  # type: ignore[union-attr]
+        return known
+
+    def _guards(self, number: int) -> list[Guard]:
+        """The guards whose symbols are all known at this step, but were not at an earlier native one."""
+        earlier = [k for k, s in enumerate(self.steps[: max(number, 0)]) if not _is_host(s)]
+        before = self._bound_by(earlier[-1]) if earlier else (self._bound_by(-1) if self._first_native() < 0 <= number else None)
+        now = self._bound_by(number)
+        fresh = []
+        for g in self.graph.guards:
+            names = _names(g.left) | _names(g.right)
+            if names <= now and (before is None or not names <= before):
+                fresh.append(g)
+        return list({(g.left, g.right): g for g in fresh}.values())
+
+    def _checks(self) -> list[tuple[int, int]]:
+        """Input dims that are expressions."""
+        return [
+            (i, axis)
+            for i, v in enumerate(self.graph.inputs)
+            for axis, d in enumerate(v.shape)
+            if not isinstance(d, int) and _names(d) != {str(d)}
+        ]
+
+    def _host_step(self, kernel: Kernel) -> plan.HostStep:
+        node: Node | None = kernel.opaque
+        assert node is not None
+        bound = {str(d) for v in self.graph.inputs for d in v.shape}
+        binds = []
+        for k, v in enumerate(node.outputs):
+            for axis, d in enumerate(v.shape):
+                if not isinstance(d, int) and _names(d) == {str(d)} and str(d) not in bound:
+                    binds.append((k, axis, self.order[str(d)]))
+        attrs = {k: v for k, v in node.attrs.items() if k not in ("function", "shapes")}
+        return plan.HostStep(
+            node.attrs["function"], attrs, tuple(self.slot_of[v] for v in node.inputs),
+            tuple(self.slot_of.get(v, -1) for v in node.outputs), tuple(binds), (node.origin.node, node.origin.operator),
+        )  # fmt: skip
+
+    def _code(self, low: Lowered) -> llvm.Code:
+        """The code of a program; equal programs share it."""
+        text = render(low.program)
+        if text not in self.codes:
+            self.codes[text] = llvm.emit(replace(low.program, name=f"stitch_k{len(self.codes)}"), self.target)
+        return self.codes[text]
+
+    def _locate(self, p: Value | Panels, offsets: Mapping[Value, Dim]) -> Place:
+        if isinstance(p, Panels):
+            return Place("slot", self.constant_slot, self.blob.offsets[p])
+        if p in self.slot_of and not (p in self.flow.producer and self.flow.producer[p].prim == "const"):
+            return Place("slot", self.slot_of[p], 0)
+        if p in offsets:
+            return Place("arena", 0, offsets[p])
+        return Place("slot", self.constant_slot, self.blob.offsets["const", p])
+
+    def _arena(self, step: Sequence[Kernel], lowered: Mapping[str, Lowered]) -> tuple[dict[Value, Dim], Dim]:
+        """Offsets of the values that live and die in this step, and the bytes that they take together."""
+        last: dict[Value, int] = {}
+        for k, kernel in enumerate(step):
+            for p in lowered[kernel.name].parameters:
+                if isinstance(p, Value):
+                    last[p] = k
+        blocks: list[_Block] = []
+        free: list[int] = []
+        block_of: dict[Value, int] = {}
+        for k, kernel in enumerate(step):
+            for v in kernel.writes():
+                if v not in self.slot_of:
+                    block_of[v] = _take(blocks, free, dims.ceil_div(v.bytes, ALIGNMENT) * ALIGNMENT)
+            free += [b for v, b in block_of.items() if last.get(v, k) == k and b not in free and _home(block_of, b, v, last, k)]
+        starts: list[Dim] = []
+        total: Dim = 0
+        for b in blocks:
+            starts.append(total)
+            total = total + b.size
+        return {v: starts[b] for v, b in block_of.items()}, total
+
+
+def _home(block_of: Mapping[Value, int], block: int, value: Value, last: Mapping[Value, int], now: int) -> bool:
+    """True if no value in the block is needed after `now`."""
+    return all(last.get(v, now) <= now for v, b in block_of.items() if b == block)
+
+
+def _take(blocks: list[_Block], free: list[int], size: Dim) -> int:
+    """A free block that is provably large enough, the closest one; or one that can grow; or a new one."""
+    best: tuple[float, int, Dim] | None = None
+    for b in free:
+        have = blocks[b].size
+        if have == size:
+            best = (-1.0, b, have)
+            break
+        if dims.prove_le(size, have) or dims.prove_le(have, size):
+            grown = have if dims.prove_le(size, have) else size
+            waste = abs(_estimate(have) - _estimate(size)) / max(_estimate(grown), 1)
+            if best is None or waste < best[0]:
+                best = (waste, b, grown)
+    if best is None:
+        blocks.append(_Block(size))
+        return len(blocks) - 1
+    _, b, grown = best
+    free.remove(b)
+    blocks[b].size = grown
+    return b
+
+
+def _estimate(d: Dim) -> float:
+    from stitch.stitching.schemes import estimate
+
+    return float(estimate(d))
+
+
+def _names(d: Dim) -> frozenset[str]:
+    return frozenset() if isinstance(d, int) else dims.symbols(d)
+
+
+def _texts(shape: Sequence[Dim]) -> tuple[int | str, ...]:
+    return tuple(d if isinstance(d, int) else str(d) for d in shape)
+
+
+def _is_host(step: Sequence[Kernel]) -> bool:
+    return step[0].opaque is not None and step[0].opaque.prim == "host"

@@ -1,0 +1,309 @@
+"""Indices, loads and stores: where lanes lie in memory, and what may be touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from stitch import dims
+from stitch.access import Bound, Index, Variable
+from stitch.codegen import emit_primitives as primitives
+from stitch.codegen import emit_storage as storage
+from stitch.codegen.emit_dims import Dims, constant_part
+from stitch.codegen.emit_values import LLVM, SHORT, Operations, Value, literal
+from stitch.codegen.loops import Axis, Buffer, Local
+from stitch.dims import Dim
+from stitch.dtypes import BOOL, INT64
+
+Place = tuple[str, int]  # where an axis stands: an SSA name ("" for none) plus a number
+ZEROS = "@stitch.zeros"  # what a load reads instead where a guard forbids it
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Where a guarded value is wanted: if `cond` (None: always), and in the lanes of `masks` (None: in all)."""
+
+    cond: str | None = None
+    masks: tuple[str, ...] | None = None
+
+
+@dataclass
+class Affine:
+    """An index taken apart: uniform summands by level, a symbolic constant, a number; then what varies by lane."""
+
+    terms: list[str]
+    constant: Dim
+    number: int
+    lane: Dim  # by which the index grows from lane to lane
+    vector: Value | None  # further summand that varies, as i64
+
+
+class Memory:
+    """Loads and stores of the kernel's buffers, at the point where the emitter stands.
+
+    The emitter keeps the context: where each axis stands, what each local is; in a vector loop its axis and the mask
+    of the lanes that exist; in a guarded expression, the guard.
+    """
+
+    def __init__(self, o: Operations, d: Dims, base: Callable[[Buffer], str], has_half: bool) -> None:
+        self.o, self.w, self.d = o, o.w, d
+        self.base = base
+        self.has_half = has_half
+        self.places: dict[Axis, Place] = {}
+        self.locals: dict[Local, Value] = {}
+        self.lane_axis: Axis | None = None
+        self.tail: tuple[str, ...] | None = None
+        self.guard = Guard()
+
+    # ------------------------------------------------------------------ indices
+
+    def affine(self, index: Index) -> Affine:
+        terms: list[str] = []
+        offset, lane, vector = index.offset, 0, None
+        for v, c in index.terms:
+            name, number = self._place(v)
+            offset = offset + c * number
+            if v is self.lane_axis:
+                lane = c
+            if isinstance(name, Value):
+                scaled = self.o.binary("mul", name, self._dim(c)) if c != 1 else name
+                vector = scaled if vector is None else self.o.binary("add", vector, scaled)
+            elif name:
+                terms.append(self.d.mul(self.d.value(c), name))
+        constant, number = constant_part(offset)
+        return Affine(terms, constant, number, lane, vector)
+
+    def _place(self, v: Variable) -> tuple[str | Value, int]:
+        if isinstance(v, Axis):
+            return self.places[v]
+        assert isinstance(v, Local)
+        value = primitives.cast(self.o, self.locals[v], INT64)
+        if value.varying:
+            return value, 0
+        name = value.parts[0]
+        return (name, 0) if name[0] == "%" else ("", int(name))
+
+    def _dim(self, dim: Dim) -> Value:
+        return Value(INT64, (self.d.value(dim),))
+
+    def _levels(self, a: Affine) -> list[str]:
+        """The uniform summands, those of one level added up, outermost first."""
+        by_level: dict[int, str] = {}
+        for t in ([] if a.constant == 0 else [self.d.value(a.constant)]) + a.terms:
+            level = self.w.level_of([t])
+            by_level[level] = self.d.add(by_level[level], t) if level in by_level else t
+        return [by_level[level] for level in sorted(by_level)]
+
+    def _step(self, a: Affine, copy: int) -> tuple[str, int]:
+        """The distance of a copy's first lane: a name or "", and a number."""
+        if isinstance(a.lane, int):
+            return "", a.number + a.lane * copy * self.o.width
+        return (self.d.value(a.lane * (copy * self.o.width)) if copy else ""), a.number
+
+    def _scalar(self, a: Affine, copy: int = 0) -> str:
+        """The index of lane 0, without the part that varies."""
+        total = "0"
+        for t in self._levels(a):
+            total = self.d.add(total, t)
+        name, number = self._step(a, copy)
+        return self.d.add(self.d.add(total, name) if name else total, str(number))
+
+    def _pointer(self, buffer: Buffer, a: Affine, copy: int = 0, back: int = 0) -> str:
+        """The address of lane 0 less `back` elements. Each level's share is added on that level; numbers come last."""
+        kind = LLVM[storage.in_memory(buffer.dtype, self.has_half)]
+        p = self.base(buffer)
+        name, number = self._step(a, copy)
+        for t in (*self._levels(a), name, str(number - back)):
+            if t and t != "0":
+                p = self.w.pure(f"getelementptr {kind}, ptr {p}, i64 {t}", p, t)
+        return p
+
+    def pointer(self, buffer: Buffer, index: Index) -> str:
+        """The address of an element."""
+        return self._pointer(buffer, self.affine(index))
+
+    def _lanes(self, a: Affine) -> Value | None:
+        """What is to be added for each lane to lane 0's index; None if nothing."""
+        total = a.vector
+        if a.lane != 0:
+            steps = Value(INT64, (self.iota("i64"),) * self.o.copies, True)
+            if a.lane != 1:
+                steps = self.o.binary("mul", steps, self._dim(a.lane))
+            if isinstance(a.lane, int):
+                lanes = ", ".join(f"i64 {a.lane * k}" for k in range(self.o.width))
+                steps = Value(INT64, (f"<{lanes}>",) * self.o.copies, True)
+            total = steps if total is None else self.o.binary("add", total, steps)
+        return total
+
+    def iota(self, kind: str) -> str:
+        return f"<{', '.join(f'{kind} {k}' for k in range(self.o.width))}>"
+
+    def position(self, index: Index) -> Value:
+        """The index itself, as an int64."""
+        a = self.affine(index)
+        lanes = self._lanes(a)
+        if lanes is None:
+            return Value(INT64, (self._scalar(a),))
+        first = tuple(self.o.splat(self._scalar(a, u), "i64") for u in range(self.o.copies))
+        return self.o.binary("add", Value(INT64, first, True), lanes)
+
+    # ------------------------------------------------------------------ guards
+
+    def within(self, bounds: tuple[Bound, ...]) -> Value:
+        """Whether all bounds hold."""
+        all_hold = literal(True, BOOL)
+        for b in bounds:
+            v, limit = self.position(b.index), self._dim(b.limit)
+            low, _ = dims.bounds(b.limit)
+            if low is not None and low >= 0:
+                holds = self.o.compare("ult", v, limit)
+            else:
+                up = self.o.compare("sge", v, literal(0, INT64))
+                holds = self.o.binary("and", up, self.o.compare("slt", v, limit))
+            all_hold = holds if all_hold.parts == ("true",) else self.o.binary("and", all_hold, holds)
+        return all_hold
+
+    def narrowed(self, condition: Value) -> Guard:
+        """The present guard, and the condition."""
+        cond, masks = self.guard.cond, self.guard.masks
+        if condition.varying:
+            if masks is not None:
+                condition = self.o.binary("and", condition, Value(BOOL, masks, True))
+            return Guard(cond, condition.parts)
+        if cond is not None:
+            condition = self.o.binary("and", condition, Value(BOOL, (cond,)))
+        return Guard(condition.parts[0], masks)
+
+    def _masks(self) -> tuple[str, ...] | None:
+        """The lanes to load: those that exist and are wanted; None for all."""
+        if self.tail is None or self.guard.masks is None:
+            return self.guard.masks if self.tail is None else self.tail
+        return self.o.binary("and", Value(BOOL, self.tail, True), Value(BOOL, self.guard.masks, True)).parts
+
+    def _allowed(self, pointer: str) -> str:
+        """The pointer, or one to zeros if the guard's uniform condition fails."""
+        c = self.guard.cond
+        return pointer if c is None else self.w.pure(f"select i1 {c}, ptr {pointer}, ptr {ZEROS}", c, pointer)
+
+    def _any(self, masks: tuple[str, ...]) -> str:
+        """Whether any lane of any copy is set."""
+        total = masks[0]
+        for m in masks[1:]:
+            total = self.w.pure(f"or <{self.o.width} x i1> {total}, {m}", total, m)
+        kind = f"i{self.o.width}"
+        bits = self.w.pure(f"bitcast <{self.o.width} x i1> {total} to {kind}", total)
+        return self.w.pure(f"icmp ne {kind} {bits}, 0", bits)
+
+    # ------------------------------------------------------------------ loads
+
+    def load(self, buffer: Buffer, index: Index) -> Value:
+        """The elements at an index, in the type of computation."""
+        a = self.affine(index)
+        if a.vector is None and a.lane == 0:
+            raw = self._load_uniform(buffer, a)
+        elif a.vector is None and isinstance(a.lane, int) and abs(a.lane) == 1:
+            raw = self._load_contiguous(buffer, a)
+        else:
+            raw = self._gather(buffer, a)
+        return storage.from_memory(self.o, raw, buffer.dtype)
+
+    def _kind(self, buffer: Buffer) -> np.dtype:
+        return storage.in_memory(buffer.dtype, self.has_half)
+
+    def _load_uniform(self, buffer: Buffer, a: Affine) -> Value:
+        dtype = self._kind(buffer)
+        saved = self.guard
+        if self.guard.masks is not None:
+            self.guard = Guard(self.narrowed(Value(BOOL, (self._any(self.guard.masks),))).cond, None)
+        p = self._allowed(self._pointer(buffer, a))
+        self.guard = saved
+        return Value(dtype, (self.w.load(buffer, f"load {LLVM[dtype]}, ptr {p}, align {dtype.itemsize}", p),))
+
+    def _load_contiguous(self, buffer: Buffer, a: Affine) -> Value:
+        dtype = self._kind(buffer)
+        backwards = a.lane == -1
+        kind, size = f"<{self.o.width} x {LLVM[dtype]}>", dtype.itemsize
+        masks = self._masks()
+        names = []
+        for u in range(self.o.copies):
+            p = self._allowed(self._pointer(buffer, a, u, self.o.width - 1 if backwards else 0))
+            if masks is None:
+                name = self.w.load(buffer, f"load {kind}, ptr {p}, align {size}", p)
+            else:
+                m = self._reversed(masks[u], "i1") if backwards else masks[u]
+                function = f"@llvm.masked.load.v{self.o.width}{SHORT[dtype]}.p0"
+                test = f"<{self.o.width} x i1>"
+                self.o.declare(function, f"{kind} {function}(ptr, {test}, {kind})")
+                text = f"call {kind} {function}(ptr align {size} {p}, {test} {m}, {kind} zeroinitializer)"
+                name = self.w.load(buffer, text, p, m)
+            names.append(self._reversed(name, LLVM[dtype]) if backwards else name)
+        return Value(dtype, tuple(names), True)
+
+    def _reversed(self, name: str, kind: str) -> str:
+        order = ", ".join(f"i32 {k}" for k in reversed(range(self.o.width)))
+        vector = f"<{self.o.width} x {kind}>"
+        return self.w.pure(f"shufflevector {vector} {name}, {vector} poison, <{self.o.width} x i32> <{order}>", name)
+
+    def _addresses(self, buffer: Buffer, a: Affine) -> list[str]:
+        """A vector of pointers for each copy."""
+        kind = LLVM[self._kind(buffer)]
+        n = self.o.width
+        lanes = self._lanes(a)
+        out = []
+        for u in range(self.o.copies):
+            p = self._pointer(buffer, a, u)
+            if lanes is None:
+                out.append(self.o.splat(p, "ptr"))
+            else:
+                k = self.o.parts(lanes)[u]
+                out.append(self.w.pure(f"getelementptr {kind}, ptr {p}, <{n} x i64> {k}", p, k))
+        return out
+
+    def _gather(self, buffer: Buffer, a: Affine) -> Value:
+        dtype = self._kind(buffer)
+        n = self.o.width
+        kind, test = f"<{n} x {LLVM[dtype]}>", f"<{n} x i1>"
+        masks = self._masks() or ("splat (i1 true)",) * self.o.copies
+        if self.guard.cond is not None:
+            masks = self.o.binary("and", Value(BOOL, masks, True), Value(BOOL, (self.guard.cond,))).parts
+        function = f"@llvm.masked.gather.v{n}{SHORT[dtype]}.v{n}p0"
+        self.o.declare(function, f"{kind} {function}(<{n} x ptr>, {test}, {kind})")
+        names = []
+        for p, m in zip(self._addresses(buffer, a), masks, strict=True):
+            text = f"call {kind} {function}(<{n} x ptr> align {dtype.itemsize} {p}, {test} {m}, {kind} zeroinitializer)"
+            names.append(self.w.load(buffer, text, p, m))
+        return Value(dtype, tuple(names), True)
+
+    # ------------------------------------------------------------------ stores
+
+    def store(self, buffer: Buffer, index: Index, value: Value) -> None:
+        a = self.affine(index)
+        v = storage.to_memory(self.o, value, buffer.dtype, self.has_half)
+        size = v.dtype.itemsize
+        if self.lane_axis is None:
+            p = self._pointer(buffer, a)
+            self.w.effect(f"store {LLVM[v.dtype]} {v.parts[0]}, ptr {p}, align {size}", buffer)
+            return
+        n, names = self.o.width, self.o.parts(v)
+        kind, test = f"<{n} x {LLVM[v.dtype]}>", f"<{n} x i1>"
+        short = f"v{n}{SHORT[v.dtype]}"
+        if a.vector is not None or a.lane not in (1, -1):
+            function = f"@llvm.masked.scatter.{short}.v{n}p0"
+            self.o.declare(function, f"void {function}({kind}, <{n} x ptr>, {test})")
+            masks = self.tail or ("splat (i1 true)",) * self.o.copies
+            for x, p, m in zip(names, self._addresses(buffer, a), masks, strict=True):
+                self.w.effect(f"call void {function}({kind} {x}, <{n} x ptr> align {size} {p}, {test} {m})", buffer)
+            return
+        backwards = a.lane == -1
+        for u, x in enumerate(names):
+            p = self._pointer(buffer, a, u, n - 1 if backwards else 0)
+            x = self._reversed(x, LLVM[v.dtype]) if backwards else x
+            if self.tail is None:
+                self.w.effect(f"store {kind} {x}, ptr {p}, align {size}", buffer)
+            else:
+                m = self._reversed(self.tail[u], "i1") if backwards else self.tail[u]
+                function = f"@llvm.masked.store.{short}.p0"
+                self.o.declare(function, f"void {function}({kind}, ptr, {test})")
+                self.w.effect(f"call void {function}({kind} {x}, ptr align {size} {p}, {test} {m})", buffer)

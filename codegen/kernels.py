@@ -1,0 +1,194 @@
+"""Kernels as loop programs: what `stitch.codegen.lower`, `mapping` and `tiling` make of each phase, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stitch import access, dims, dtypes
+from stitch.access import Index
+from stitch.codegen import mapping, tiling
+from stitch.codegen.loops import (
+    Apply, Buffer, Define, Expr, Literal, Local, Phase, Position, Program, Read, Stmt, Store, Use, expressions, walk,
+)  # fmt: skip
+from stitch.codegen.lower import Names, Nest, nests
+from stitch.codegen.tiling import Panels
+from stitch.dims import Dim
+from stitch.graph import Node, Value
+from stitch.stitching.schedule import Kernel
+from stitch.stitching.trace import Flow
+from stitch.target import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program, and what each of its parameters is."""
+
+    program: Program
+    parameters: tuple[Value | Panels, ...]
+
+
+def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
+    """The loop program of a kernel that is not a host operator."""
+    if kernel.opaque is not None:
+        return scatter(kernel.opaque, target)
+    names = Names(kernel, flow)
+    phases: list[Phase] = []
+    tiles: list[Buffer] = []
+    packed: dict[Buffer, Panels] = {}
+    for part in kernel.phases:
+        names.tiles.clear()
+        names.registers.clear()
+        if part.contraction is not None:
+            loops, own, panels = tiling.phase(names, part, target)
+            packed |= panels
+        else:
+            loops, own = mapping.phase(part.parallel, nests(names, part), target)
+        phases.append(loops)
+        tiles += own
+    used = {b for p in phases for b in _buffers(p)}
+    given: dict[Buffer, Value | Panels] = {b: v for v, b in names.buffers.items() if b in used}
+    given |= packed
+    return _program(phases, tuple(tiles), given)
+
+
+def _program(phases: list[Phase], tiles: tuple[Buffer, ...], given: dict[Buffer, Value | Panels]) -> Lowered:
+    program = Program("kernel", tuple(given), tiles, tuple(phases), symbols(phases, (*given, *tiles)))
+    program.check()
+    return Lowered(program, tuple(given.values()))
+
+
+def _buffers(phase: Phase) -> set[Buffer]:
+    found: set[Buffer] = set()
+    seen: set[int] = set()
+
+    def visit(e: Expr) -> None:
+        if id(e) in seen:
+            return
+        seen.add(id(e))
+        match e:
+            case Read():
+                found.add(e.buffer)
+            case Apply():
+                for a in e.args:
+                    visit(a)
+            case _ if hasattr(e, "value") and not isinstance(e, Literal):
+                visit(e.value)
+
+    for s in walk(phase.body):
+        for name in ("buffer", "a", "b"):
+            if isinstance(b := getattr(s, name, None), Buffer):
+                found.add(b)
+        for e in expressions(s):
+            visit(e)
+    return found
+
+
+def symbols(phases: list[Phase], buffers: tuple[Buffer, ...]) -> tuple[str, ...]:
+    """All symbols that extents and indices use, sorted."""
+    found: set[str] = set()
+
+    def dim(d: Dim) -> None:
+        if not isinstance(d, int):
+            found.update(dims.symbols(d))
+
+    def index(i: Index) -> None:
+        dim(i.offset)
+        for _, c in i.terms:
+            dim(c)
+
+    seen: set[int] = set()
+
+    def expr(e: Expr) -> None:
+        if id(e) in seen:
+            return
+        seen.add(id(e))
+        match e:
+            case Read() | Position():
+                index(e.index)
+            case Apply():
+                for a in e.args:
+                    expr(a)
+            case Literal() | Use():
+                pass
+            case _:
+                for b in e.bounds:
+                    index(b.index)
+                    dim(b.limit)
+                expr(e.value)
+
+    for b in buffers:
+        dim(b.size)
+    for p in phases:
+        dim(p.grain)
+        for a in p.axes:
+            dim(a.extent)
+        for s in walk(p.body):
+            for e in expressions(s):
+                expr(e)
+            for name in ("index", "a_index", "b_index"):
+                if isinstance(i := getattr(s, name, None), Index):
+                    index(i)
+            if (axis := getattr(s, "axis", None)) is not None:
+                dim(axis.extent)
+            if (clip := getattr(s, "clip", None)) is not None:
+                dim(clip.limit)
+            if hasattr(s, "a_row"):
+                dim(s.a_row)
+                for k in s.loops:
+                    for d in (k.extent, k.a_stride, k.b_stride):
+                        dim(d)
+    return tuple(sorted(found))
+
+
+def scatter(node: Node, target: Target) -> Lowered:
+    """Copy the data, then the updates in order: later ones win, and a reduction sees the earlier ones."""
+    data, updates, *places = node.inputs
+    out = node.output
+    axes = node.attrs["axes"]
+    to = Buffer("out", out.dtype, out.size)
+    given: dict[Buffer, Value | Panels] = {to: out}
+    read: dict[Value, Buffer] = {}
+    for v in node.inputs:
+        if v not in read:
+            read[v] = Buffer("m", v.dtype, v.size)
+            given[read[v]] = v
+    flat = access.Axis("i", out.size)
+    copy = Nest((), (), (Store(to, access.of(flat), Read(read[data], access.of(flat))),))
+    first, _ = mapping.phase((flat,), [copy], target)
+
+    moving = [access.Axis("u", d) for d in places[0].shape]
+    rest = [access.Axis("r", data.shape[k]) for k in range(data.rank) if k not in axes]
+    at = [access.of(a) for a in moving]
+    body: list[Stmt] = []
+    inside: Expr = Literal(True, dtypes.BOOL)
+    target_at: list[Index] = []
+    others = iter(rest)
+    local_of: dict[int, Local] = {}
+    for place, axis in zip(places, axes, strict=True):
+        value: Expr = Read(read[place], access.linear(place.shape, at))
+        if value.dtype != dtypes.INT64:
+            value = Apply("cast", (value,), dtypes.INT64)
+        raw = Local("ix", dtypes.INT64)
+        body.append(Define(raw, value))
+        low = Apply("le", (Literal(0, dtypes.INT64), Use(raw)), dtypes.BOOL)
+        high = Apply("lt", (Use(raw), Position(Index(data.shape[axis]))), dtypes.BOOL)
+        inside = Apply("and", (inside, Apply("and", (low, high), dtypes.BOOL)), dtypes.BOOL)
+        last = Position(Index(data.shape[axis] - 1))
+        bounded = Apply("min", (Use(raw), last), dtypes.INT64)
+        local = Local("at", dtypes.INT64)
+        body.append(Define(local, Apply("max", (bounded, Literal(0, dtypes.INT64)), dtypes.INT64)))
+        local_of[axis] = local
+    for k in range(data.rank):
+        target_at.append(Index(0, ((local_of[k], 1),)) if k in local_of else access.of(next(others)))
+    where = access.linear(data.shape, target_at)
+    kind = dtypes.compute(out.dtype)
+    old = Read(to, where)
+    new: Expr = Read(read[updates], access.linear((*places[0].shape, *(a.extent for a in rest)), [*at, *(access.of(a) for a in rest)]))
+    if node.attrs["op"] != "none":
+        new = Apply(node.attrs["op"], (old, new), kind)
+    body.append(Store(to, where, Apply("where", (inside, new, old), kind)))
+    kept = [a for a in (*moving, *rest) if a.extent != 1]
+    vector = rest[-1] if rest and rest[-1].extent != 1 and where.coefficient(rest[-1]) == 1 else None
+    nest = Nest(tuple(kept), (), tuple(body))
+    second = Phase((), mapping.loops(nest, vector, times=1))
+    return _program([first, second], (), given)

@@ -1,0 +1,458 @@
+"""From a loop program to LLVM text: one function per phase, written straight down.
+
+    void @NAME.K(ptr %args, i64 %begin, i64 %end, i64 %worker)
+
+runs tasks [begin, end) of phase K. `args` points to words of eight bytes: a pointer for each global buffer, the value
+of each symbol, the address of the scratch memory, and its stride from worker to worker. Tiles lie in the worker's
+part of it, each at a multiple of 64 bytes.
+
+The text is meant to be good as it stands. Vector loops are vectors: `unroll` of them side by side, then one at a time
+under a mask. `emit_code` hoists and shares, `emit_values` and `emit_primitives` do the arithmetic, `emit_memory` the
+addresses. What order sums have, and which multiply-adds are fused, is in `emit_rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stitch import dims, dtypes
+from stitch.codegen import emit_primitives as primitives
+from stitch.codegen import emit_storage as storage
+from stitch.codegen.emit_code import Writer
+from stitch.codegen.emit_dims import Dims
+from stitch.codegen.emit_kernels import tile_kernel
+from stitch.codegen.emit_memory import ZEROS, Guard, Memory
+from stitch.codegen.emit_rules import lanes_of, multiply_add, stored_in, unrolls
+from stitch.codegen.emit_values import LLVM, Operations, Value, literal
+from stitch.codegen.loops import (
+    Apply,
+    Axis,
+    Buffer,
+    Clip,
+    Contract,
+    ContractLoop,
+    Define,
+    Expr,
+    Fold,
+    Guarded,
+    Literal,
+    Loop,
+    Phase,
+    Position,
+    Program,
+    Read,
+    Stmt,
+    Store,
+    Use,
+)  # fmt: skip
+from stitch.dims import Dim
+from stitch.target import Target
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Code:
+    """A program as text: its phase functions in order, and what else they need in the module, by name."""
+
+    text: str
+    functions: tuple[str, ...]
+    kernels: Mapping[str, str]  # declarations, constants and micro-kernels, which programs share
+    scratch: Dim  # bytes for each worker
+
+
+def emit(program: Program, target: Target) -> Code:
+    """The code of a program that passes `check`."""
+    offsets, scratch = scratch_layout(program)
+    kernels: dict[str, str] = {}
+    texts, names = [], []
+    for k, phase in enumerate(program.phases):
+        names.append(f"{program.name}.{k}")
+        texts.append(_Phase(program, target, offsets, kernels).emit(names[-1], phase))
+    return Code("\n".join(texts), tuple(names), kernels, scratch)
+
+
+def module(codes: Iterable[Code], triple: str = "") -> str:
+    """A module of many programs' code."""
+    kernels: dict[str, str] = {}
+    texts = []
+    for code in codes:
+        kernels |= code.kernels
+        texts.append(code.text)
+    head = [f'target triple = "{triple}"'] if triple else []
+    return "\n".join([*head, *(kernels[k] for k in sorted(kernels)), *texts, ""])
+
+
+def scratch_layout(program: Program) -> tuple[dict[Buffer, Dim], Dim]:
+    """The offset of each tile in a worker's scratch, and the size of all, in bytes."""
+    offsets: dict[Buffer, Dim] = {}
+    total: Dim = 0
+    for tile in program.tiles:
+        offsets[tile] = total
+        total = total + dims.ceil_div(tile.size * tile.dtype.itemsize, ALIGNMENT) * ALIGNMENT
+    return offsets, total
+
+
+class _Phase:
+    """The emission of one phase."""
+
+    def __init__(
+        self, program: Program, target: Target, offsets: Mapping[Buffer, Dim], kernels: dict[str, str]
+    ) -> None:
+        self.program, self.target, self.offsets, self.kernels = program, target, offsets, kernels
+        self.w = Writer()
+        self.o = Operations(self.w, target.fma)
+        words = len(program.buffers)
+        self.words = {s: words + i for i, s in enumerate(program.symbols)}
+        self.scratch = words + len(program.symbols)
+        self.d = Dims(self.w, _Lazy(lambda s: self._word(self.words[s], "i64")))
+        self.m = Memory(self.o, self.d, self._base, target.f16c)
+        self.memo: list[dict[tuple[Expr, Guard], tuple[Value, frozenset[Buffer]]]] = [{}]
+
+    def emit(self, name: str, phase: Phase) -> str:
+        stored = stored_in(phase.body)
+        self.w.repeat("%begin", "%end", 1, [], lambda task, _: self._task(phase, task), stored)
+        self.kernels |= self.o.declared
+        bits = self.target.vector_bits
+        attributes = f'nounwind "prefer-vector-width"="{bits}" "min-legal-vector-width"="{bits}"'
+        head = f"define void @{name}(ptr %args, i64 %begin, i64 %end, i64 %worker) {attributes}"
+        text = self.w.text()
+        if ZEROS in text:
+            self.kernels[ZEROS] = f"{ZEROS} = private constant [1024 x i8] zeroinitializer, align 64"
+        return f"{head} {{\n{text}\n}}\n"
+
+    # ------------------------------------------------------------------ arguments
+
+    def _word(self, number: int, kind: str) -> str:
+        p = self.w.pure(f"getelementptr i64, ptr %args, i64 {number}")
+        return self.w.pure(f"load {kind}, ptr {p}", p)
+
+    def _base(self, buffer: Buffer) -> str:
+        if buffer.space == "global":
+            return self._word(self.program.buffers.index(buffer), "ptr")
+        start, stride = self._word(self.scratch, "ptr"), self._word(self.scratch + 1, "i64")
+        offset = self.d.add(self.d.mul(stride, "%worker"), self.d.value(self.offsets[buffer]))
+        return self.w.pure(f"getelementptr i8, ptr {start}, i64 {offset}", start, offset)
+
+    def _task(self, phase: Phase, task: str | int) -> Sequence[str]:
+        """Splits the number of a task into the places of the phase's axes, and does the task."""
+        rest = str(task)
+        axes = [a for a in phase.axes if a.extent != 1]
+        self.m.places |= dict.fromkeys(phase.axes, ("", 0))
+        for axis in reversed(axes[1:]):
+            extent = self.d.value(axis.extent)
+            self.m.places[axis] = (self.w.pure(f"urem i64 {rest}, {extent}", rest, extent), 0)
+            rest = self.w.pure(f"udiv i64 {rest}, {extent}", rest, extent)
+        if axes:
+            self.m.places[axes[0]] = (rest, 0)
+        self._body(phase.body)
+        return []
+
+    # ------------------------------------------------------------------ statements
+
+    def _body(self, body: tuple[Stmt, ...]) -> None:
+        for s in body:
+            match s:
+                case Define():
+                    self.m.locals[s.local] = self._value(s.value)
+                case Store():
+                    self.m.store(s.buffer, s.index, self._value(s.value))
+                    self._forget({s.buffer})
+                case Loop(mode="vector"):
+                    self._vector_loop(s)
+                case Loop():
+                    self._serial_loop(s)
+                case Contract():
+                    self._contract(s)
+                    self._forget({s.tile})
+
+    def _forget(self, buffers: Iterable[Buffer]) -> None:
+        """Forgets expressions that read what has been, or will be, stored."""
+        gone = set(buffers)
+        for frame in self.memo:
+            for key in [k for k, (_, read) in frame.items() if read & gone]:
+                del frame[key]
+
+    def _trips(self, axis: Axis, clip: Clip | None) -> int | str:
+        if clip is None:
+            return axis.extent if isinstance(axis.extent, int) else self.d.value(axis.extent)
+        name, number = self.m.places[clip.outer]
+        before = self.d.mul(str(-clip.block), name) if name else "0"
+        left = self.d.add(before, self.d.value(clip.limit - clip.block * number))
+        short = self.w.pure(f"icmp slt i64 {left}, {clip.block}", left)
+        return self.d.select(short, left, str(clip.block))
+
+    def _inside(self, loop: Loop, place: tuple[str, int], accumulators: list[Value], chained: bool) -> list[Value]:
+        """One iteration of a loop at this place: its body, then its folds' new accumulators."""
+        self.m.places[loop.axis] = place
+        self.memo.append({})
+        self._body(loop.body)
+        masked = loop.mode == "vector" and self.m.tail is not None
+        folded = [self._folded(f, a, chained, masked) for f, a in zip(loop.folds, accumulators, strict=True)]
+        self.memo.pop()
+        return folded
+
+    def _folded(self, fold: Fold, accumulator: Value, chained: bool, masked: bool) -> Value:
+        product = multiply_add(fold.op, (Literal(0, fold.local.dtype), fold.value))
+        terms = [self._value(e) for e in (product[:2] if product else (fold.value,))]
+        if not chained:
+            new = self._combined(fold, terms, accumulator)
+            return self._masked(new, accumulator) if masked else new
+        total = accumulator  # one vector, to which the copies are added in turn
+        columns = [self.o.parts(t) for t in terms]
+        copies, self.o.copies = self.o.copies, 1
+        for u in range(copies):
+            now = [Value(t.dtype, (c[u],), True) for t, c in zip(terms, columns, strict=True)]
+            total = self._combined(fold, now, total)
+        self.o.copies = copies
+        return total
+
+    def _combined(self, fold: Fold, terms: list[Value], accumulator: Value) -> Value:
+        if len(terms) == 2:
+            return self.o.multiply_add(terms[0], terms[1], accumulator)
+        return primitives.apply(self.o, fold.op, (accumulator, terms[0]), fold.local.dtype)
+
+    def _masked(self, new: Value, old: Value) -> Value:
+        """`new` in the lanes that exist."""
+        assert self.m.tail is not None
+        return self.o.select(Value(dtypes.BOOL, self.m.tail, True), self.o.widen(new), old)
+
+    def _identity(self, fold: Fold) -> Value:
+        return literal(primitives.identity(fold.op, fold.local.dtype), fold.local.dtype)
+
+    def _serial_loop(self, s: Loop) -> None:
+        """Folds inside a vector loop have an accumulator for each lane."""
+        trips = self._trips(s.axis, s.clip)
+        stored = stored_in(s.body)
+        self._forget(stored)
+        varying = self.m.lane_axis is not None
+        totals = [self.o.widen(i) if varying else i for i in map(self._identity, s.folds)]
+        if isinstance(trips, int) and unrolls(s):
+            for k in range(trips):
+                totals = self._inside(s, ("", k), totals, False)
+        else:
+            kinds = [self.o.type(t.dtype, t.varying) for t in totals for _ in t.parts]
+            carried = list(zip(kinds, [p for t in totals for p in t.parts], strict=True))
+
+            def body(at: str | int, names: list[str]) -> list[str]:
+                place = (at, 0) if isinstance(at, str) else ("", at)
+                now = _regrouped(totals, names)
+                return [
+                    p for v in self._inside(s, place, now, False) for p in (self.o.parts(v) if varying else v.parts)
+                ]
+
+            totals = _regrouped(totals, self.w.repeat(0, trips, 1, carried, body, stored))
+        for fold, total in zip(s.folds, totals, strict=True):
+            self.m.locals[fold.local] = total
+
+    # ------------------------------------------------------------------ vector loops
+
+    def _vector_loop(self, s: Loop) -> None:
+        width, unroll = lanes_of(s, self.target), s.unroll
+        n = self._trips(s.axis, s.clip)
+        self._forget(stored_in(s.body))
+        self.o.width, self.m.lane_axis = width, s.axis
+        first = [self.o.splat(i.parts[0], LLVM[i.dtype]) for i in map(self._identity, s.folds)]
+        wide = [[name] * unroll for name in first]  # accumulators, by fold and copy
+        block = unroll * width
+        if isinstance(n, int):
+            main, rest = n - n % block, n % block
+            wide = self._span(s, 0, main, unroll, wide)
+            full = rest // width
+            head = [row[:1] for row in wide]
+            if full:
+                head = self._span(s, main, main + full * width, full, head, chained=True)
+            if rest % width:
+                mask = f"<{', '.join(f'i1 {str(k < rest % width).lower()}' for k in range(width))}>"
+                head = self._span(s, n - rest % width, n, 1, head, mask=lambda at: mask)
+            combine = 1 if main == 0 else unroll
+        else:
+            over = self.w.pure(f"urem i64 {n}, {block}", n) if not _power(block) else None
+            over = over or self.w.pure(f"and i64 {n}, {block - 1}", n)
+            main_end = self.w.pure(f"sub i64 {n}, {over}", n, over)
+            wide = self._span(s, 0, main_end, unroll, wide)
+            head = [row[:1] for row in wide]
+            start = main_end
+            if unroll > 1 and not self.target.masked:
+                part = self.w.pure(f"and i64 {n}, {width - 1}", n)
+                start = self.w.pure(f"sub i64 {n}, {part}", n, part)
+                head = self._span(s, main_end, start, 1, head)
+            once = unroll == 1 or not self.target.masked
+            head = self._span(s, start, n, 1, head, mask=lambda at: self._tail_mask(at, n), once=once)
+            combine = unroll
+        self.o.copies = 1
+        for k, fold in enumerate(s.folds):
+            self.m.locals[fold.local] = self._across(fold, [*head[k], *wide[k][1:combine]])
+        self.o.width, self.m.lane_axis = 1, None
+
+    def _tail_mask(self, at: str | int, n: str) -> str:
+        left = self.w.pure(f"sub i64 {n}, {at}", n, str(at))
+        short = self.w.pure(f"trunc i64 {left} to i32", left)
+        limit = self.o.splat(short, "i32")
+        return self.w.pure(f"icmp slt <{self.o.width} x i32> {self.m.iota('i32')}, {limit}", limit)
+
+    def _span(
+        self,
+        s: Loop,
+        start: str | int,
+        stop: str | int,
+        copies: int,
+        accumulators: list[list[str]],
+        chained: bool = False,
+        mask: Callable[[str | int], str] | None = None,
+        once: bool = False,
+    ) -> list[list[str]]:
+        """Iterations [start, stop) of a vector loop, `copies` vectors at a time, each with accumulators of its own,
+        or, `chained`, all with one."""
+        self.o.copies = copies
+        kinds = [f"<{self.o.width} x {LLVM[f.local.dtype]}>" for f in s.folds]
+        each = 1 if chained else copies
+        carried = [(k, name) for k, row in zip(kinds, accumulators, strict=True) for name in row]
+
+        def body(at: str | int, names: list[str]) -> list[str]:
+            rows = [Value(f.local.dtype, tuple(names[i * each : (i + 1) * each]), True) for i, f in enumerate(s.folds)]
+            self.m.tail = None if mask is None else (mask(at),)
+            place = (at, 0) if isinstance(at, str) else ("", at)
+            folded = self._inside(s, place, rows, chained)
+            self.m.tail = None
+            return [name for v in folded for name in v.parts]
+
+        names = self.w.repeat(start, stop, copies * self.o.width, carried, body, stored_in(s.body), once)
+        return [names[i * each : (i + 1) * each] for i in range(len(s.folds))]
+
+    def _across(self, fold: Fold, accumulators: list[str]) -> Value:
+        """Neighbouring accumulators are combined until one is left, then halves of it until one lane is."""
+        dtype = fold.local.dtype
+        o, width = self.o, self.o.width
+
+        def combined(a: Value, b: Value) -> Value:
+            return primitives.apply(o, fold.op, (a, b), dtype)
+
+        while len(accumulators) > 1:
+            pairs = [accumulators[i : i + 2] for i in range(0, len(accumulators), 2)]
+            accumulators = [
+                combined(Value(dtype, (p[0],), True), Value(dtype, (p[1],), True)).parts[0] if len(p) == 2 else p[0]
+                for p in pairs
+            ]
+        name = accumulators[0]
+        while o.width > 2:
+            kind, half = o.type(dtype, True), o.width // 2
+            low, high = (f"<{', '.join(f'i32 {k}' for k in range(start, start + half))}>" for start in (0, half))
+            parts = [
+                self.w.pure(f"shufflevector {kind} {name}, {kind} poison, <{half} x i32> {order}", name)
+                for order in (low, high)
+            ]
+            o.width = half
+            a, b = (Value(dtype, (p,), True) for p in parts)
+            name = combined(a, b).parts[0]
+        kind = o.type(dtype, True)
+        lanes = [self.w.pure(f"extractelement {kind} {name}, i64 {k}", name) for k in range(o.width)]
+        o.width = width
+        a = Value(dtype, (lanes[0],))
+        return combined(a, Value(dtype, (lanes[1],))) if len(lanes) == 2 else a
+
+    # ------------------------------------------------------------------ contractions
+
+    def _contract(self, s: Contract) -> None:
+        dtype = s.tile.dtype
+        width = s.vectors * self.target.lanes(dtype)
+        unit = s.loops[-1].a_stride == 1
+        name = tile_kernel(self.kernels, self.target, dtype, s.rows, s.vectors, unit, s.clip is not None)
+        padded = (*[ContractLoop(1, 0, 0)] * (3 - len(s.loops)), *s.loops)
+        words = [*(k.extent for k in padded), *(k.a_stride for k in padded), *(k.b_stride for k in padded)]
+        table = self.w.table([self.d.value(x) for x in words])
+        a, b = self.m.pointer(s.a, s.a_index), self.m.pointer(s.b, s.b_index)
+        given = f"ptr {a}, i64 {self.d.value(s.a_row)}, ptr {b}, ptr {self._base(s.tile)}, i64 {width}, ptr {table}"
+        rows = f", i64 {self._trips(Axis('rows', s.rows), s.clip)}" if s.clip is not None else ""
+        self.w.effect(f"call void @{name}({given}, i64 0{rows})", s.tile)
+
+    # ------------------------------------------------------------------ expressions
+
+    def _value(self, e: Expr) -> Value:
+        """The value of an expression; a shared object is computed once."""
+        return self._visit(e)[0]
+
+    def _known(self, e: Expr) -> tuple[Value, frozenset[Buffer]] | None:
+        key = (e, self.m.guard)
+        for frame in reversed(self.memo):
+            if key in frame:
+                return frame[key]
+        return None
+
+    def _visit(self, e: Expr) -> tuple[Value, frozenset[Buffer]]:
+        """The value, and the buffers that were read for it. Without recursion: chains of operators may be long."""
+        stack = [e]
+        while stack:
+            x = stack[-1]
+            if self._known(x) is None:
+                waiting = [c for c in _operands(x) if self._known(c) is None]
+                if waiting:
+                    stack += reversed(waiting)
+                    continue
+                self.memo[-1][x, self.m.guard] = self._computed(x)
+            stack.pop()
+        found = self._known(e)
+        assert found is not None
+        return found
+
+    def _computed(self, e: Expr) -> tuple[Value, frozenset[Buffer]]:
+        none: frozenset[Buffer] = frozenset()
+        match e:
+            case Literal():
+                return literal(e.value, e.dtype), none
+            case Read():
+                return self.m.load(e.buffer, e.index), frozenset([e.buffer])
+            case Use():
+                return self.m.locals[e.local], none
+            case Position():
+                return self.m.position(e.index), none
+            case Guarded():
+                return self._guarded(e)
+            case Apply():
+                return self._applied(e)
+
+    def _applied(self, e: Apply) -> tuple[Value, frozenset[Buffer]]:
+        operands = _operands(e)
+        found = [self._visit(a) for a in operands]
+        values = [v for v, _ in found]
+        fused = operands is not e.args
+        value = self.o.multiply_add(*values) if fused else primitives.apply(self.o, e.prim, values, e.dtype)
+        if e.rounded is not None:
+            bits = storage.to_memory(self.o, value, e.rounded, self.m.has_half)
+            value = storage.from_memory(self.o, bits, e.rounded)
+        return value, frozenset().union(*(read for _, read in found))
+
+    def _guarded(self, e: Guarded) -> tuple[Value, frozenset[Buffer]]:
+        """The value is computed everywhere, but loads only where the guard allows; then one of the two is chosen."""
+        condition = self.m.within(e.bounds)
+        saved, self.m.guard = self.m.guard, self.m.narrowed(condition)
+        value, read = self._visit(e.value)
+        self.m.guard = saved
+        return self.o.select(condition, value, literal(e.otherwise.value, e.dtype)), read
+
+
+class _Lazy(dict[str, str]):
+    """Symbols are loaded when they are first used."""
+
+    def __init__(self, load: Callable[[str], str]) -> None:
+        super().__init__()
+        self.load = load
+
+    def __missing__(self, symbol: str) -> str:
+        return self.load(symbol)
+
+
+def _operands(e: Expr) -> tuple[Expr, ...]:
+    """What a primitive is computed from: of a contracted sum, the product's factors."""
+    return (multiply_add(e.prim, e.args) or e.args) if isinstance(e, Apply) else ()
+
+
+def _regrouped(like: list[Value], names: list[str]) -> list[Value]:
+    """Values like those, with these parts."""
+    rest = iter(names)
+    return [Value(v.dtype, tuple(next(rest) for _ in v.parts), v.varying) for v in like]
+
+
+def _power(n: int) -> bool:
+    return n & (n - 1) == 0

@@ -1,0 +1,226 @@
+"""Mapping: the loop nests of a phase as loops: which axes are one, which is the vector, how tasks are cut.
+
+    merge      two axes that every index uses as outer · extent + inner are one axis: longer inner loops
+    vector     either a parallel axis, whose lanes run through all groups side by side (short rows, reductions over
+               leading or middle axes, plain elementwise work), or for each group one of its own axes (long rows)
+    block      a vectorised parallel axis is cut into blocks, one task each
+
+The choice is by the cost of each access: 1 if the axis is contiguous in it, little if it does not occur, a gather
+otherwise, weighted by how often the group runs, and by how many lanes of the last vector are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from stitch import access, dims
+from stitch.access import Axis, Index
+from stitch.codegen.loops import Buffer, Clip, Fold, Local, Loop, Phase, Stmt, Use
+from stitch.codegen.lower import Nest, Rewriter, cost, indices
+from stitch.dims import Dim
+from stitch.stitching.schemes import estimate
+from stitch.target import Target
+
+BLOCK = 2048
+"""Elements of a task where a parallel axis is vectorised and nothing else is looped over."""
+
+CHUNK = 20_000
+"""Instructions that a chunk of tasks should hold, so that handing it out does not show (about 5 us)."""
+
+GATHER = 12.0
+"""Cost of a strided vector access, in contiguous ones."""
+
+
+def phase(parallel: Sequence[Axis], nests: Sequence[Nest], target: Target) -> tuple[Phase, tuple[Buffer, ...]]:
+    """The phase's loops, and its tiles."""
+    axes, work = merge(tuple(parallel), tuple(nests))
+    lanes = target.vector_bits // 32
+    own = sum(weight(n, axes) * min([_axis_cost(n, a, lanes) for a in (*n.kept, *n.reduced)] or [_scalar(n)]) for n in work)
+    best = min(axes, key=lambda a: sum(weight(n, axes) * _axis_cost(n, a, lanes) for n in work), default=None)
+    across = sum(weight(n, axes) * _axis_cost(n, best, lanes) for n in work) if best is not None else float("inf")
+    if best is not None and across <= own:
+        return _across(axes, best, work, lanes)
+    body = tuple(s for n in work for s in _rows(n, lanes))
+    return Phase(axes, body, grain(work)), tiles_of(work)
+
+
+def grain(nests: Sequence[Nest], points: Dim = 1) -> Dim:
+    """Tasks that make up a chunk; `points`: further iterations per task."""
+    total: Dim = 8
+    for n in nests:
+        extent = dims.product(a.extent for a in (*n.kept, *n.reduced))
+        total = total + extent * points * max(1, round(cost(n)))
+    return dims.ceil_div(CHUNK * 16, total)
+
+
+def weight(n: Nest, parallel: Sequence[Axis]) -> float:
+    return float(estimate(dims.product(a.extent for a in (*parallel, *n.kept, *n.reduced))))
+
+
+# ------------------------------------------------------------------ merging axes
+
+
+def merge(parallel: tuple[Axis, ...], nests: tuple[Nest, ...]) -> tuple[tuple[Axis, ...], tuple[Nest, ...]]:
+    """Joins axes as long as any two of one kind (parallel; kept or reduced of one nest) can be."""
+    while (pair := _pair(parallel, [i for n in nests for _, i, _ in indices(n)])) is not None:
+        joined, rewriter, rename = _joining(*pair)
+        parallel = tuple(joined if a is pair[1] else a for a in parallel if a is not pair[0])
+        nests = tuple(rewriter.nest(n, rename) for n in nests)
+    out = []
+    for n in nests:
+        while (pair := _pair(n.kept, own := [i for _, i, _ in indices(n)]) or _pair(n.reduced, own)) is not None:
+            _, rewriter, rename = _joining(*pair)
+            n = rewriter.nest(n, rename)
+        out.append(n)
+    return parallel, tuple(out)
+
+
+def _pair(axes: Sequence[Axis], found: Sequence[Index]) -> tuple[Axis, Axis] | None:
+    for inner in axes:
+        for outer in axes:
+            if outer is not inner and joinable(outer, inner, found):
+                return outer, inner
+    return None
+
+
+def joinable(outer: Axis, inner: Axis, found: Sequence[Index]) -> bool:
+    """True if every index moves by a whole inner extent per step of outer."""
+    return all(i.coefficient(outer) == i.coefficient(inner) * inner.extent for i in found)
+
+
+def _joining(outer: Axis, inner: Axis) -> tuple[Axis, Rewriter, dict[Axis, Axis | None]]:
+    joined = Axis(inner.name, outer.extent * inner.extent)
+
+    def change(_: Buffer | None, i: Index) -> Index:
+        terms = ((joined if v is inner else v, c) for v, c in i.terms if v is not outer)
+        return Index(i.offset, tuple(terms))
+
+    return joined, Rewriter(change), {outer: None, inner: joined}
+
+
+# ------------------------------------------------------------------ choosing the vector axis
+
+
+def _axis_cost(n: Nest, axis: Axis, lanes: int) -> float:
+    """Cost per element of a nest whose vector axis is `axis`."""
+    total = cost(n)
+    for buffer, i, is_store in indices(n):
+        c = i.coefficient(axis)
+        local = any(isinstance(v, Local) for v, _ in i.terms)
+        if buffer is None:
+            total += 0.5 if c != 0 else 0.0
+        elif buffer.space == "tile":
+            total += 1.0
+        elif c == 1 and not local:
+            total += 2.0
+        elif c == 0:
+            total += GATHER if is_store and axis not in n.reduced else 0.3
+        else:
+            total += GATHER
+    if axis in n.reduced:
+        total += 20.0 * lanes / max(estimate(axis.extent), 1)
+    extent = max(estimate(axis.extent), 1)
+    return total * (-(-extent // lanes) * lanes) / extent
+
+
+def _scalar(n: Nest) -> float:
+    return 16.0 * cost(n)
+
+
+def unroll(n: Nest, reduces: bool) -> int:
+    """Vectors per step: enough independent work to hide latency, without running out of registers."""
+    c = cost(n)
+    if reduces and c <= 16:
+        return 4
+    return 4 if c <= 12 else 2 if c <= 60 else 1
+
+
+# ------------------------------------------------------------------ loops
+
+
+def _rows(n: Nest, lanes: int) -> tuple[Stmt, ...]:
+    """A nest whose vector axis is one of its own."""
+    axes = (*n.kept, *n.reduced)
+    if not axes:
+        return (*n.body, *n.after)
+    vector = min(axes, key=lambda a: _axis_cost(n, a, lanes))
+    return loops(n, vector)
+
+
+def loops(n: Nest, vector: Axis | None, clips: dict[Axis, Clip] | None = None, times: int | None = None) -> tuple[Stmt, ...]:
+    """A nest as statements; `vector` becomes the innermost of its kind and a vector loop."""
+    clips = clips or {}
+    order: Callable[[Axis], bool] = lambda a: a is vector  # noqa: E731
+    kept, reduced = sorted(n.kept, key=order), sorted(n.reduced, key=order)
+    body: tuple[Stmt, ...] = n.body
+    folds = n.folds
+    for depth, a in enumerate(reversed(reduced)):
+        last = depth == len(reduced) - 1
+        named = tuple(f if last else replace(f, local=Local(f.local.name, f.local.dtype)) for f in folds)
+        times_here = (times or unroll(n, True)) if a is vector else 1
+        body = (Loop(a, body, named, "vector" if a is vector else "serial", clips.get(a), times_here),)
+        folds = tuple(Fold(f.local, f.op, Use(g.local)) for f, g in zip(n.folds, named, strict=True))
+    body = (*body, *n.after)
+    for a in reversed(kept):
+        times_here = (times or unroll(n, False)) if a is vector else 1
+        body = (Loop(a, body, (), "vector" if a is vector else "serial", clips.get(a), times_here),)
+    return body
+
+
+def _across(axes: tuple[Axis, ...], axis: Axis, nests: tuple[Nest, ...], lanes: int) -> tuple[Phase, tuple[Buffer, ...]]:
+    """All nests inside one vector loop over a block of a parallel axis."""
+    inner_loops = any(n.kept or n.reduced for n in nests)
+    times = 4 if not inner_loops else min((unroll(n, True) for n in nests), default=1)
+    if not inner_loops and sum(cost(n) for n in nests) > 24:
+        times = 2
+    block = lanes * times if inner_loops else BLOCK
+    whole = isinstance(axis.extent, int) and axis.extent <= block
+    if whole:
+        assert isinstance(axis.extent, int)
+        lane, outer, clip = axis, None, None
+        block = axis.extent
+        position = access.of(axis)
+    else:
+        outer = Axis(axis.name + "b", dims.ceil_div(axis.extent, block))
+        lane = Axis(axis.name, block)
+        clip = Clip(block, outer, axis.extent)
+        position = access.index(0, (outer, block), (lane, 1))
+    wide: dict[Buffer, Buffer] = {}
+
+    def change(buffer: Buffer | None, i: Index) -> Index:
+        i = i.substitute({axis: position})
+        if buffer is None or buffer.space == "global":
+            return i
+        return access.add(i.times(block), access.index(0, (lane, 1)))
+
+    rewriter = Rewriter(change)
+    moved = [rewriter.nest(n, {}) for n in nests]
+    for t in tiles_of(moved):
+        wide[t] = Buffer(t.name, t.dtype, t.size * block, "tile")
+    moved = [Retiler(wide).nest(n, {}) for n in moved]
+    inside = tuple(s for n in moved for s in loops(n, None))
+    body = (Loop(lane, inside, (), "vector", clip, times),)
+    rest = tuple(outer if a is axis else a for a in axes if a is not axis or outer is not None)
+    return Phase(tuple(a for a in rest if a is not None), body, grain(moved, block)), tuple(wide.values())
+
+
+class Retiler(Rewriter):
+    """Exchanges tile buffers for others of the same contents."""
+
+    def __init__(self, buffers: dict[Buffer, Buffer]) -> None:
+        super().__init__(lambda _, i: i)
+        self.buffers = buffers
+
+    def _expr(self, e):  # type: ignore[no-untyped-def]
+        out = super()._expr(e)
+        return replace(out, buffer=self.buffers.get(out.buffer, out.buffer)) if hasattr(out, "buffer") else out
+
+    def stmt(self, s: Stmt) -> Stmt:
+        out = super().stmt(s)
+        return replace(out, buffer=self.buffers.get(out.buffer, out.buffer)) if hasattr(out, "buffer") else out
+
+
+def tiles_of(nests: Sequence[Nest]) -> tuple[Buffer, ...]:
+    found = dict.fromkeys(b for n in nests for b, _, _ in indices(n) if b is not None and b.space == "tile")
+    return tuple(found)

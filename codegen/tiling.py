@@ -1,0 +1,272 @@
+"""Contractions as loops: register tiles over rows and columns, panels of the second operand, and the epilogue.
+
+    parallel (batch, other columns, column panel, other rows, row tile)
+      [ panel[k, lane] := b              packed here, unless b is constant (packed once) or readable in place ]
+      tile[rows, lanes] := a . panel     the micro-kernel, over at most three loops of k
+      for row, lane of the tile: epilogue, stores
+
+A panel holds, for NR neighbouring columns, all of k: NR contiguous elements for each k. With b packed at run time, the
+row tiles of a panel are a loop inside its task instead of tasks of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from stitch import access, dims, dtypes
+from stitch.access import Axis, Bound, Index
+from stitch.codegen.contract import efficiency, tile_shapes
+from stitch.codegen.loops import Buffer, Clip, Contract, ContractLoop, Guarded, Loop, Phase, Read, Stmt, Store
+from stitch.codegen.lower import Names, Nest, Rewriter, indices, literal, nests
+from stitch.codegen.mapping import CHUNK, joinable, loops
+from stitch.dims import Dim
+from stitch.graph import Value
+from stitch.stitching import schedule
+from stitch.stitching.schemes import estimate
+from stitch.target import Target
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A constant operand packed for the micro-kernel: [lead..., panels, k..., lanes], columns padded with zeros.
+
+    `lead`, `summed`: (extent, stride in elements of the constant); `columns`: the same for the packed axis."""
+
+    value: Value
+    offset: int
+    lead: tuple[tuple[int, int], ...]
+    summed: tuple[tuple[int, int], ...]
+    columns: tuple[int, int]
+    lanes: int
+
+    @property
+    def size(self) -> int:
+        extents = [n for n, _ in (*self.lead, *self.summed)]
+        return int(np.prod(extents, dtype=np.int64)) * -(-self.columns[0] // self.lanes) * self.lanes
+
+    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The packed elements, flat."""
+        axes = (*self.lead, *self.summed, self.columns)
+        flat = np.ascontiguousarray(array).reshape(-1)[self.offset :]
+        shape, steps = [n for n, _ in axes], [s * array.itemsize for _, s in axes]
+        view = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+        lead, summed = len(self.lead), len(self.summed)
+        n, panels = self.columns[0], -(-self.columns[0] // self.lanes)
+        out = np.zeros((*shape[:lead], panels, *shape[lead : lead + summed], self.lanes), array.dtype)
+        for p in range(panels):
+            piece = view[..., p * self.lanes : min((p + 1) * self.lanes, n)]
+            out[(slice(None),) * lead + (p, ..., slice(0, piece.shape[-1]))] = piece
+        return out.reshape(-1)
+
+
+@dataclass
+class _Roles:
+    batch: tuple[Axis, ...]
+    rows: tuple[Axis, ...]
+    columns: tuple[Axis, ...]
+    summed: tuple[Axis, ...]
+    a: Index
+    b: Index
+    nest: Nest
+
+
+def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Panels]]:
+    """The loops of a contraction's phase, its tiles, and the packed constants that it reads."""
+    heavy = part.contraction
+    assert heavy is not None
+    dtype = heavy.node.output.dtype
+    result = Buffer("acc", dtype, 1, "tile")
+    names.results[heavy.node.output] = lambda at: Read(result, Index())
+    (nest,) = nests(names, part)
+    roles = _merge(_Roles(heavy.batch, heavy.rows, heavy.columns, heavy.summed, heavy.a.offset, heavy.b.offset, nest))
+    column = _contiguous(roles) or Axis("n", 1)
+    row = max(roles.rows, key=lambda x: estimate(x.extent), default=Axis("m", 1))
+    height, vectors = choose(row.extent, column.extent, target, dtype)
+    width = vectors * target.lanes(dtype)
+    panel, tile = Axis("no", dims.ceil_div(column.extent, width)), Axis("mo", dims.ceil_div(row.extent, height))
+    i, j = Axis("i", height if tile.extent != 1 else row.extent), Axis("j", width)
+    place = {column: access.index(0, (panel, width), (j, 1)), row: access.index(0, (tile, height), (i, 1))}
+    if panel.extent == 1:
+        place[column] = access.of(j)
+    if tile.extent == 1:
+        place[row] = access.of(i)
+    here = lambda index: index.substitute({column: access.index(0, (panel, width)) if panel.extent != 1 else access.ZERO,  # noqa: E731
+                                           row: access.index(0, (tile, height)) if tile.extent != 1 else access.ZERO})  # fmt: skip
+    acc = Buffer("acc", dtype, height * width, "tile")
+    tiles, packed = [acc], {}
+    others = tuple(x for x in roles.columns if x is not column)
+    summed = _ordered(roles)
+    before: tuple[Stmt, ...] = ()
+    inside = False
+    panels = _constant_panels(names, heavy.b.value, roles, column, others, summed, width)
+    if panels is not None:
+        source = Buffer("w", dtype, panels.size)
+        packed[source] = panels
+        b_index, b_strides = _panel_index(roles, others, panel, summed, width)
+    elif roles.b.coefficient(column) == 1 and isinstance(column.extent, int) and column.extent % width == 0:
+        source = names.buffer(heavy.b.value)
+        b_index, b_strides = here(roles.b), tuple(roles.b.coefficient(k) for k in summed)
+        b_index = Index(b_index.offset, tuple(t for t in b_index.terms if t[0] not in summed))
+    else:
+        source = Buffer("p", dtype, dims.product(k.extent for k in summed) * width, "tile")
+        tiles.append(source)
+        b_strides = tuple(s * width for s in access.strides([k.extent for k in summed]))
+        before = _pack(names.buffer(heavy.b.value), source, roles.b.substitute(place), summed, b_strides, j, column, place)
+        b_index, inside = Index(), True
+    a_index = here(roles.a)
+    a_index = Index(a_index.offset, tuple(t for t in a_index.terms if t[0] not in summed))
+    rows_clip = _clip(height, tile, row.extent)
+    contract = Contract(
+        acc, height if tile.extent != 1 else int(estimate(row.extent)), vectors, names.buffer(heavy.a.value), a_index,
+        roles.a.coefficient(row), source, b_index,
+        tuple(ContractLoop(k.extent, roles.a.coefficient(k), s) for k, s in zip(summed, b_strides, strict=True))
+        or (ContractLoop(1, 0, 0),),
+        rows_clip,
+    )  # fmt: skip
+    epilogue = _epilogue(roles.nest, result, acc, place, i, j, width)
+    clips = {x: c for x, c in ((i, rows_clip), (j, _clip(width, panel, column.extent))) if c is not None}
+    j_extent = column.extent if panel.extent == 1 else width
+    if j_extent != width:
+        short = Axis("j", j_extent)
+        epilogue = Rewriter(lambda _, x: x.substitute({j: access.of(short)})).nest(epilogue, {j: short})
+        j = short
+    body: tuple[Stmt, ...] = (contract, *loops(epilogue, j, clips, times=vectors))
+    parallel = [*roles.batch, *others, panel, *(x for x in roles.rows if x is not row)]
+    if inside:
+        body = (*before, Loop(tile, body)) if tile.extent != 1 else (*before, *body)
+    else:
+        parallel.append(tile)
+    flops = dims.product(k.extent for k in summed) * (height * vectors)
+    work = flops * (tile.extent if inside else 1) // 2 + 64
+    tasks = tuple(x for x in parallel if x.extent != 1)
+    return Phase(tasks, body, dims.ceil_div(CHUNK, work)), tuple(tiles), packed
+
+
+def choose(rows: Dim, columns: Dim, target: Target, dtype: np.dtype) -> tuple[int, int]:
+    """The register tile (rows, vectors) of least cost for these extents; symbols count as estimates."""
+    m, n = max(estimate(rows), 1), max(estimate(columns), 1)
+    lanes = target.lanes(dtype)
+    shapes = tile_shapes(target, dtype)
+
+    def price(shape: tuple[int, int]) -> float:
+        height, vectors = shape
+        panels = -(-n // (vectors * lanes)) * vectors * lanes
+        full, rest = divmod(m, height)
+        used = min(height, m) if full == 0 else height
+        total = full * height / efficiency(target, dtype, used, vectors)
+        if rest:
+            total += rest / efficiency(target, dtype, rest, vectors)
+        return total * panels
+
+    height, vectors = min(shapes, key=price)
+    return (min(height, rows), vectors) if isinstance(rows, int) and rows > 0 else (height, vectors)
+
+
+# ------------------------------------------------------------------ axes
+
+
+def _merge(r: _Roles) -> _Roles:
+    """Joins axes of one role where every index allows it."""
+    while True:
+        inner = [i for _, i, _ in indices(r.nest)]
+        sides: list[tuple[str, list[Index]]] = [
+            ("batch", [r.a, r.b, *inner]), ("rows", [r.a, *inner]), ("columns", [r.b, *inner]), ("summed", [r.a, r.b]),
+        ]  # fmt: skip
+        for name, found in sides:
+            axes: tuple[Axis, ...] = getattr(r, name)
+            pair = next(((x, y) for y in axes for x in axes if x is not y and joinable(x, y, found)), None)
+            if pair is not None:
+                break
+        else:
+            return r
+        outer, last = pair
+        joined = Axis(last.name, outer.extent * last.extent)
+
+        def change(_: Buffer | None, i: Index, outer: Axis = outer, last: Axis = last, joined: Axis = joined) -> Index:
+            return Index(i.offset, tuple((joined if v is last else v, c) for v, c in i.terms if v is not outer))
+
+        nest = Rewriter(change).nest(r.nest, {outer: None, last: joined})
+        axes = tuple(joined if x is last else x for x in axes if x is not outer)
+        r = replace(r, nest=nest, a=change(None, r.a), b=change(None, r.b), **{name: axes})
+
+
+def _contiguous(r: _Roles) -> Axis | None:
+    """The column axis along which results are stored contiguously; the last one if there is none."""
+    for s in r.nest.body:
+        if isinstance(s, Store):
+            for x in r.columns:
+                if s.index.coefficient(x) == 1:
+                    return x
+    return r.columns[-1] if r.columns else None
+
+
+def _ordered(r: _Roles) -> tuple[Axis, ...]:
+    """Summed axes, the one that is contiguous in a innermost."""
+    rest = [k for k in r.summed if r.a.coefficient(k) != 1]
+    return (*rest, *(k for k in r.summed if r.a.coefficient(k) == 1))
+
+
+def _clip(block: int, outer: Axis, limit: Dim) -> Clip | None:
+    if outer.extent == 1 or (isinstance(limit, int) and limit % block == 0):
+        return None
+    return Clip(block, outer, limit)
+
+
+# ------------------------------------------------------------------ the second operand
+
+
+def _constant_panels(names: Names, value: Value, r: _Roles, column: Axis, others: Sequence[Axis], summed: Sequence[Axis], width: int) -> Panels | None:  # fmt: skip
+    node = names.flow.producer.get(value)
+    if node is None or node.prim != "const":
+        return None
+    used = [x for x in (*r.batch, *others) if r.b.coefficient(x) != 0]
+
+    def pairs(axes: Sequence[Axis]) -> tuple[tuple[int, int], ...] | None:
+        out = tuple((x.extent, r.b.coefficient(x)) for x in axes)
+        return out if all(isinstance(n, int) and isinstance(s, int) for n, s in out) else None  # type: ignore[return-value]
+
+    lead, ks, lane = pairs(used), pairs(summed), pairs([column])
+    if lead is None or ks is None or lane is None or not isinstance(r.b.offset, int):
+        return None
+    return Panels(value, r.b.offset, lead, ks, lane[0], width)
+
+
+def _panel_index(r: _Roles, others: Sequence[Axis], panel: Axis, summed: Sequence[Axis], width: int) -> tuple[Index, tuple[Dim, ...]]:  # fmt: skip
+    used = [x for x in (*r.batch, *others) if r.b.coefficient(x) != 0]
+    shape = [*(x.extent for x in used), panel.extent, *(k.extent for k in summed), width]
+    steps = access.strides(shape)
+    at = access.index(0, *((x, s) for x, s in zip((*used, panel), steps, strict=False) if x.extent != 1))
+    return at, steps[len(used) + 1 : -1]
+
+
+def _pack(source: Buffer, target: Buffer, at: Index, summed: Sequence[Axis], strides: Sequence[Dim], lane: Axis, column: Axis, place: dict[Axis, Index]) -> tuple[Stmt, ...]:  # fmt: skip
+    """panel[k, lane] := b[k, column], zero beyond the last column."""
+    fresh = {k: Axis(k.name, k.extent) for k in summed}
+    j = Axis("j", lane.extent)
+    rename = {**{k: access.of(v) for k, v in fresh.items()}, lane: access.of(j)}
+    value: Any = Read(source, at.substitute(rename))
+    if not isinstance(column.extent, int) or column.extent % int(estimate(lane.extent)) != 0:
+        bound = Bound(place[column].substitute(rename), column.extent)
+        value = Guarded((bound,), value, literal(0, dtypes.compute(source.dtype)))
+    index = access.index(0, *((fresh[k], s) for k, s in zip(summed, strides, strict=True) if k.extent != 1), (j, 1))
+    nest = Nest((*fresh.values(), j), (), (Store(target, index, value),))
+    return loops(nest, j, times=1)
+
+
+def _epilogue(nest: Nest, old: Buffer, acc: Buffer, place: dict[Axis, Index], i: Axis, j: Axis, width: int) -> Nest:
+    """The epilogue on the register tile: rows and columns become positions in it."""
+
+    def change(buffer: Buffer | None, index: Index) -> Index:
+        return access.index(0, (i, width), (j, 1)) if buffer is old else index.substitute(place)
+
+    moved = Rewriter(change).nest(nest, {})
+
+    class Exchange(Rewriter):
+        def _expr(self, e):  # type: ignore[no-untyped-def]
+            return Read(acc, e.index) if isinstance(e, Read) and e.buffer is old else super()._expr(e)
+
+    return replace(Exchange(lambda _, x: x).nest(moved, {}), kept=(i, j), reduced=())
