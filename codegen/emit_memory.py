@@ -61,7 +61,8 @@ class Memory:
 
     def affine(self, index: Index) -> Affine:
         terms: list[str] = []
-        offset, lane, vector = index.offset, 0, None
+        offset, vector = index.offset, None
+        lane: Dim = 0
         for v, c in index.terms:
             name, number = self._place(v)
             offset = offset + c * number

@@ -32,7 +32,8 @@ def apply(o: Operations, prim: str, args: Sequence[Value], dtype: np.dtype) -> V
     rule = TABLE.get((prim, kind))
     if rule is None:
         raise NotImplementedError(f"{prim} of {args[-1].dtype}")
-    return rule(o, *args)
+    value: Value = rule(o, *args)
+    return value
 
 
 def identity(op: str, dtype: np.dtype) -> float | int | bool:

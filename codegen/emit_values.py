@@ -16,12 +16,8 @@ from stitch import dtypes
 from stitch.codegen.emit_code import Writer
 from stitch.dtypes import BOOL, FLOAT16, FLOAT32, FLOAT64, INT32, INT64
 
-LLVM = {d: f"i{8 * d.itemsize}" for d in dtypes.INTEGERS} | {
-    BOOL: "i1",
-    FLOAT16: "half",
-    FLOAT32: "float",
-    FLOAT64: "double",
-}
+LLVM = {d: f"i{8 * d.itemsize}" for d in dtypes.INTEGERS}
+LLVM |= {BOOL: "i1", FLOAT16: "half", FLOAT32: "float", FLOAT64: "double"}
 SHORT = LLVM | {FLOAT16: "f16", FLOAT32: "f32", FLOAT64: "f64"}  # in names of intrinsics
 
 

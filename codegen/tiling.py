@@ -84,7 +84,7 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
     (nest,) = nests(names, part)
     roles = _merge(_Roles(heavy.batch, heavy.rows, heavy.columns, heavy.summed, heavy.a.offset, heavy.b.offset, nest))
     column = _contiguous(roles) or Axis("n", 1)
-    row = max(roles.rows, key=lambda x: estimate(x.extent), default=Axis("m", 1))
+    row = max(reversed(roles.rows), key=lambda x: estimate(x.extent), default=Axis("m", 1))
     height, vectors = choose(row.extent, column.extent, target, dtype)
     width = vectors * target.lanes(dtype)
     panel, tile = Axis("no", dims.ceil_div(column.extent, width)), Axis("mo", dims.ceil_div(row.extent, height))

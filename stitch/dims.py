@@ -558,6 +558,14 @@ def symbols(dim: Dim) -> frozenset[str]:
     return frozenset(names)
 
 
+def lone(dim: Dim) -> str | None:
+    """The name of the symbol that the dim is, if it is one and nothing more."""
+    match dim:
+        case Expr(((1, (Symbol(name),)),)):
+            return name
+    return None
+
+
 def substitute(dim: Dim, mapping: Mapping[str, Dim]) -> Dim:
     """The dim with all mapped symbols replaced at once (their replacements are not looked into again)."""
     if symbols(dim).isdisjoint(mapping):

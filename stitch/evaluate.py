@@ -32,8 +32,8 @@ def evaluate(graph: Graph, feeds: Mapping[str, Array]) -> list[Array]:
 def bind(shape: tuple[dims.Dim, ...], actual: tuple[int, ...], env: dict[str, int]) -> None:
     """Adds to `env` the symbols that stand alone in `shape`."""
     for d, n in zip(shape, actual, strict=True):
-        if not isinstance(d, int) and dims.symbols(d) == {str(d)}:
-            env.setdefault(str(d), n)
+        if (name := dims.lone(d)) is not None:
+            env.setdefault(name, n)
 
 
 def apply(node: Node, inputs: list[Array], env: Mapping[str, int]) -> tuple[Array, ...]:

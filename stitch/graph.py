@@ -191,8 +191,7 @@ class Builder:
         if answer is None:
             self.guards.append(Guard(a, b, where or self._where()))
             for symbol, other in ((a, b), (b, a)):
-                name = str(symbol)
-                if not isinstance(symbol, int) and dims.symbols(symbol) == {name} and name not in dims.symbols(other):
+                if (name := dims.lone(symbol)) is not None and name not in dims.symbols(other):
                     self._aliases = {k: dims.substitute(v, {name: other}) for k, v in self._aliases.items()}
                     self._aliases[name] = other
                     return other

@@ -82,7 +82,7 @@ class Source:
         if isinstance(model, onnx.ModelProto):
             return Source(_with_graph(model, "the model"), {}, Folder(None))
         if isinstance(model, bytes | bytearray | memoryview):
-            return _parse(memoryview(model).cast("B"), "the model", Folder(None))
+            return _parse(memoryview(bytes(model)), "the model", Folder(None))  # no copy of what is bytes
         if not isinstance(model, str | os.PathLike):
             raise TypeError(f"a model is a path, bytes, or an onnx.ModelProto, not {type(model).__name__}")
         path = Path(model)

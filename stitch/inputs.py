@@ -37,7 +37,7 @@ def input_shapes(inputs: Mapping[str, Shape | None], given: Shapes) -> tuple[dic
                     advice="give one extent, name or None for each axis",
                 )
             for old, d in zip(found.shapes[name], new, strict=False):
-                if old is not None and d is not None and (symbol := _alone(old)) is not None:
+                if old is not None and d is not None and (symbol := dims.lone(old)) is not None:
                     replaced[symbol] = d
             found.shapes[name] = new
         elif shape is None:
@@ -75,7 +75,7 @@ class _Shapes:
             yield from ((name, axis, d) for axis, d in enumerate(shape))
 
     def known(self) -> set[str]:
-        return {s for _, _, d in self.axes() if d is not None and (s := _alone(d)) is not None}
+        return {s for _, _, d in self.axes() if d is not None and (s := dims.lone(d)) is not None}
 
     def name_unknown(self) -> None:
         for name, axis, d in [*self.axes()]:
@@ -121,9 +121,3 @@ def _dim(d: int | str | None) -> Dim | None:
         parsed = None if d.strip() in _ANONYMOUS else dims.parse(d)
         return None if isinstance(parsed, int) and parsed < 0 else parsed
     return None if d is None or d < 0 else int(d)
-
-
-def _alone(d: Dim) -> str | None:
-    """The name of the symbol that `d` is, if it is one."""
-    names = dims.symbols(d)
-    return next(iter(names)) if len(names) == 1 and d == dims.symbol(next(iter(names))) else None

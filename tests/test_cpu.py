@@ -38,7 +38,8 @@ define i64 @twice(i64 %x) {
 
 def test_host() -> None:
     host = cpu.host()
-    assert host.triple and host.cpu
+    assert host.triple
+    assert host.cpu
     assert all(isinstance(name, str) and isinstance(has, bool) for name, has in host.features.items())
 
 
@@ -149,7 +150,8 @@ def test_null_device() -> None:
     device: Device = Null()
     run = device.load(artifact)
     (y,) = run([np.ones((4, 3), np.float32)], None)
-    assert (y.shape, y.dtype, y.any()) == ((2, 4), np.int64, False)
+    assert (y.shape, y.dtype) == ((2, 4), np.dtype(np.int64))
+    assert not y.any()
     own = np.ones((2, 4), np.int64)
     assert run([np.ones((4, 3), np.float32)], [own])[0] is own
     assert not own.any()

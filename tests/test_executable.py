@@ -25,7 +25,7 @@ from stitch.errors import (
     WrongShape,
 )
 from stitch.plan import Artifact, BadFile, Guard, HostStep, NativeStep, Port, Slot
-from stitch.runtime import cpu, executable
+from stitch.runtime import cpu, executable, host
 from stitch.runtime.cache import Cache
 from stitch.runtime.executable import Executable
 
@@ -218,9 +218,7 @@ def double() -> Artifact:
         outputs=(Port("y", "float32", ("batch", "n")),),
         slots=(Slot("float32", 2, "input"), Slot("float32", 3, "input"), Slot("float32", 2, "output")),
         bindings=((0, 0, 0), (1, 0, 1)),
-        steps=(
-            NativeStep("entry", "layout", (2,), (Guard("n", "n + n // 5 % 2", "Reshape 'r'"),), ((1, 0),)),
-        ),  # fmt: skip
+        steps=(NativeStep("entry", "layout", (2,), (Guard("n", "n + n // 5 % 2", "Reshape 'r'"),), ((1, 0),)),),
         code=cpu.compile_ir(DOUBLE),
         errors=("index 9 of Gather 'g' is out of range",),
         report={"clusters": [{"name": "a", "reasons": ["x"]}], "cost": 1.5},
@@ -265,7 +263,7 @@ def middle(fail: bool = False) -> Artifact:
     )
 
 
-FUNCTIONS = {"keep": keep, "same": lambda attrs, x: (x,)}
+FUNCTIONS: dict[str, host.Function] = {"keep": keep, "same": lambda attrs, x: (x,)}
 
 
 @pytest.fixture(scope="module", params=["direct", "portable"])
@@ -299,8 +297,8 @@ def test_symbolic_sizes(run: Executable, batch: int, n: int) -> None:
 
 
 def test_large_results_begin_at_a_cache_line(run: Executable) -> None:
-    run.run(inputs(2, 5000))
-    (y,) = run.run(inputs(2, 5000))
+    run.run(inputs(2, 70_000))
+    (y,) = run.run(inputs(2, 70_000))
     assert y.ctypes.data % 64 == 0
 
 

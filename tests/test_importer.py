@@ -158,7 +158,7 @@ def test_dtypes(dtype: Any, raw: bool) -> None:
         t = TensorProto(name="w", data_type=t.data_type, dims=t.dims)
         fields = {"float32": t.float_data, "float64": t.double_data, "int64": t.int64_data,
                   "uint32": t.uint64_data, "uint64": t.uint64_data}  # fmt: skip
-        fields.get(array.dtype.name, t.int32_data).extend(flat if array.dtype.kind == "f" else map(int, flat))  # type: ignore[attr-defined]
+        fields.get(array.dtype.name, t.int32_data).extend(flat if array.dtype.kind == "f" else map(int, flat))
     graph = load(model([node("Identity", ["w"], ["y"])], initializers=[t]))
     (y,) = run(graph, x=X)
     assert y.dtype == array.dtype
@@ -341,6 +341,12 @@ def test_expressions_are_solved() -> None:
 
 def test_a_name_that_looks_like_an_expression() -> None:
     assert shapes_of({"x": ["batch-size"], "y": ["batch-size"]}) == ({"x": "x_0", "y": "x_0"}, [])
+
+
+def test_names_with_spaces() -> None:
+    graph = load(model([node("Add", ["x", "z"], ["y"])], [value("x", ["batch size", 3]), value("z", ["m", 3])]))
+    assert [str(g.left) for g in graph.guards] == ["`batch size`"]
+    np.testing.assert_array_equal(run(graph, x=X, z=X)[0], X + X)
 
 
 def test_given_shapes() -> None:

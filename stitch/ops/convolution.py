@@ -82,19 +82,22 @@ def convolve(b: Builder, x: Value, w: Value, taps: Taps, groups: int, transposed
     """
     r = len(taps.sizes)
     x = pad_or_crop(b, x, [0, *taps.lo, 0], [0, *taps.hi, 0])
+    depthwise = w.shape[:2] == (groups, 1)  # one input and one output channel in a group
+    parts = 1 if depthwise else groups
     offsets = range(r + 4, 2 * r + 4) if any(k > 1 for k in taps.sizes) else range(0)
     if offsets:
-        x = b.window(grouped(b, x, r + 1, groups), range(1, r + 1), taps.sizes, taps.strides, taps.dilations)
+        x = b.window(grouped(b, x, r + 1, parts), range(1, r + 1), taps.sizes, taps.strides, taps.dilations)
     else:  # a single tap
         sizes = [(d - 1) // s + 1 for d, s in zip(x.shape[1:-1], taps.strides, strict=True)]
         x = b.slice(x, [0] * x.rank, [x.shape[0], *sizes, x.shape[-1]], [1, *taps.strides, 1])
-        x, w = grouped(b, x, r + 1, groups), b.reshape(w, w.shape[:2])
-    w = grouped(b, w, 0, groups)
-    positions, group, m, k = range(r + 1), [r + 1] * (groups > 1), r + 2, r + 3
+        x, w = grouped(b, x, r + 1, parts), b.reshape(w, w.shape[:2])
+    positions, group, m, k = range(r + 1), [r + 1] * (parts > 1), r + 2, r + 3
+    if depthwise:
+        w = b.reshape(w, [groups, *w.shape[2:]])
+        return sum_of_product(b, x, w, [*positions, m, *offsets], [m, *offsets], [*positions, m])
     pair = [k, m] if transposed else [m, k]
-    lonely = w.shape[len(group) : len(group) + 2] == (1, 1)  # one input and one output channel in a group
-    combine = sum_of_product if lonely else product_sum
-    y = combine(b, x, w, [*positions, *group, k, *offsets], [*group, *pair, *offsets], [*positions, *group, m])
+    ws = [*group, *pair, *offsets]
+    y = product_sum(b, x, grouped(b, w, 0, parts), [*positions, *group, k, *offsets], ws, [*positions, *group, m])
     return b.reshape(y, [*y.shape[: r + 1], groups * y.shape[-1]]) if group else y
 
 

@@ -16,7 +16,9 @@ from stitch.ops.registry import Call, axis_of, operator
 def in_range(b: Builder, call: Call, indices: Value, extent: Dim) -> Value:
     """Indices of which negative ones count from the end, as indices from the front."""
     array = known(call, indices)
-    if array is not None and (isinstance(extent, int) or not (array < 0).any()):
+    if array is not None and not (array < 0).any():
+        return indices
+    if array is not None and isinstance(extent, int):
         return b.const(np.where(array < 0, array + extent, array).astype(indices.dtype))
     return b.where(b.lt(indices, 0), b.add(indices, b.cast(b.dims(extent), indices.dtype)), indices)
 

@@ -10,7 +10,7 @@ from stitch.graph import Builder, Shape, Value
 from stitch.ops.primitives import Array
 from stitch.ops.registry import Call, axes_of, axis_of, operator
 
-FAR = 2**31 - 1  # exporters write "to the end" as a number like this
+FAR = 10**9  # exporters write "to the end" as a number of at least this
 
 # ------------------------------------------------------------------ shapes
 
@@ -208,10 +208,22 @@ def _bounded(b: Builder, start: Dim, end: Dim, step: int, extent: Dim) -> tuple[
     """
     start, end = _from_front(b, start, extent, step), _from_front(b, end, extent, step)
     if step > 0:
-        start, end = dim_max(start, 0), dim_min(end, extent)
+        start, end = dim_max(start, 0), _within(b, end, extent)
         return start, dim_max(dims.ceil_div(end - start, step), 0)
     start, end = dim_min(start, extent - 1), dim_max(end, -1)
     return start, dim_max(dims.ceil_div(start - end, -step), 0)
+
+
+def _within(b: Builder, end: Dim, extent: Dim) -> Dim:
+    """min(end, extent); but that a symbolic end fits an extent that is a number is assumed, by a guard.
+
+    Such a slice takes the head of a table, of positions or of a mask, and what follows needs all of it.
+    """
+    inside = dim_min(end, extent)
+    if isinstance(extent, int) and not isinstance(end, int) and prove_equal(inside, end) is None:
+        b.unify(inside, end)
+        return end
+    return inside
 
 
 def _from_front(b: Builder, position: Dim, extent: Dim, step: int) -> Dim:

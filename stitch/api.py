@@ -1,0 +1,189 @@
+"""`optimize` and the model that it returns.
+
+The compiler (`stitch.compiler`, and with it onnx and sympy) is imported only when a model is not in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stitch import __version__, knobs
+from stitch import target as targets
+from stitch.errors import InvalidModel, MissingInput, UnknownInput
+from stitch.plan import Artifact, Port
+from stitch.report import Explanation
+from stitch.runtime import cpu
+from stitch.runtime.cache import Cache
+from stitch.runtime.executable import Executable
+
+if TYPE_CHECKING:
+    import onnx
+
+Shapes = Mapping[str, Sequence["int | str | None"]]
+
+
+def optimize(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    target: str | None = None,
+    threads: int | None = None,
+    cache: bool = True,
+    shapes: Shapes | None = None,
+) -> CompiledModel:
+    """Compiles an ONNX model for this machine.
+
+    model    path, bytes, or ModelProto; external data is found next to a path
+    target   a `stitch.target` description; None: this machine
+    threads  size of the thread team; None: what affinity and the cgroup's quota allow
+    cache    keep and reuse compiled code on disk
+    shapes   by input name, replaces dims: an int fixes one, a string names it, None leaves it open
+
+    Raises UnsupportedOperator and InvalidModel of `stitch.errors`; OSError if the file cannot be read.
+    """
+    machine = _target(target)
+    store = Cache(knobs.current().cache_dir if cache else None, knobs.current().cache_bytes)
+    key = _key(model, machine, shapes) if store.directory is not None else ""
+    artifact = store.load(key) if key else None
+    if artifact is None or not _external_unchanged(artifact):
+        from stitch.compiler import compile
+
+        artifact = compile(model, machine, shapes)
+        if key:
+            store.store(key, artifact)
+    return CompiledModel(artifact, threads)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output: `shape` has ints and the names of symbols (or expressions of them)."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str, ...]
+
+
+class CompiledModel:
+    """A compiled model. Runs may overlap in time, from any number of threads."""
+
+    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        self._executable = Executable(artifact, threads)
+        self._names = tuple(p.name for p in artifact.inputs)
+        self._outputs = {p.name: k for k, p in enumerate(artifact.outputs)}
+        self._count = len(self._names)
+        self.artifact = artifact
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return tuple(_tensor(p) for p in self.artifact.inputs)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return tuple(_tensor(p) for p in self.artifact.outputs)
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Sequence[np.ndarray | None] | None = None,
+    ) -> list[np.ndarray]:
+        """The named outputs (None: all) for arrays by input name, as onnxruntime's `run`.
+
+        `outputs`: arrays to write into, in the order of the model's outputs, None for those to be made; they must not
+        overlap an input. Raises InputError."""
+        try:
+            arrays = [feeds[name] for name in self._names]
+        except KeyError as missing:
+            raise MissingInput(missing.args[0], inputs=self._names) from None
+        if len(feeds) != self._count:
+            extra = next(name for name in feeds if name not in self._names)
+            raise UnknownInput(extra, inputs=self._names)
+        results = self._executable.run(arrays, outputs)
+        return results if output_names is None else [results[self._position(name)] for name in output_names]
+
+    def __call__(self, *args: np.ndarray, **kwargs: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        """Inputs by position or by name; the output, or a list of them if there are several."""
+        if len(args) > self._count:
+            raise UnknownInput(f"argument {self._count + 1}", inputs=self._names)
+        feeds = dict(zip(self._names, args, strict=False))
+        for name in kwargs:
+            if name in feeds:
+                raise TypeError(f"input {name!r} is given twice")
+        results = self.run(None, feeds | kwargs)
+        return results[0] if len(results) == 1 else results
+
+    def explain(self) -> Explanation:
+        """What was stitched, why, what was not, why not."""
+        return Explanation(self.artifact.report)
+
+    def _position(self, name: str) -> int:
+        if name not in self._outputs:
+            known = ", ".join(map(repr, self._outputs))
+            raise InvalidModel(f"the model has no output {name!r}", advice=f"its outputs are {known}")
+        return self._outputs[name]
+
+
+def _tensor(port: Port) -> Tensor:
+    return Tensor(port.name, np.dtype(port.dtype), port.shape)
+
+
+# ------------------------------------------------------------------ what a cached artifact depends on
+
+
+@lru_cache(maxsize=16)
+def _target(text: str | None) -> targets.Target:
+    text = text or knobs.current().target
+    if text is not None and text != "host":
+        return targets.parse(text)
+    here = cpu.host()
+    return targets.from_host(here.triple, here.cpu, here.features)
+
+
+def _key(model: Any, target: targets.Target, shapes: Shapes | None) -> str:
+    """A digest of everything that compilation depends on, but for external data (see `_external_unchanged`)."""
+    h = hashlib.sha256()
+    if isinstance(model, str | os.PathLike):
+        with open(model, "rb") as file:
+            h.update(hashlib.file_digest(file, "sha256").digest())
+        h.update(str(Path(model).absolute().parent).encode())
+    elif isinstance(model, bytes | bytearray | memoryview):
+        h.update(model)
+    else:
+        h.update(model.SerializeToString(deterministic=True))
+    k = knobs.current()
+    settings = (k.schemes, k.l1_bytes, k.l2_bytes, k.vector_bits, k.unroll)
+    h.update(repr((__version__, _sources(), str(target), settings, sorted((shapes or {}).items()))).encode())
+    return h.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _sources() -> str:
+    """The compiler's own files, by size and time: an edited compiler does not find its old results."""
+    root = Path(__file__).parent
+    rows = []
+    for folder in (root, root / "ops", root / "stitching", root / "codegen", root / "runtime"):
+        with os.scandir(folder) as entries:
+            for e in entries:
+                if e.name.endswith(".py"):
+                    s = e.stat()
+                    rows.append((folder.name, e.name, s.st_size, s.st_mtime_ns))
+    return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()
+
+
+def _external_unchanged(artifact: Artifact) -> bool:
+    """False if a file of external data is not what it was when the artifact was made."""
+    for path, size, time in artifact.report.get("external", ()):
+        try:
+            now = os.stat(path)
+        except OSError:
+            return False
+        if (now.st_size, now.st_mtime_ns) != (size, time):
+            return False
+    return True

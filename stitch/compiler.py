@@ -1,0 +1,42 @@
+"""The stages in order: from an ONNX model to an artifact. One line per stage; each takes and gives a frozen value."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from stitch import importer, knobs, report
+from stitch.codegen import assemble, machine
+from stitch.plan import Artifact
+from stitch.simplify import simplify
+from stitch.stitching.schedule import render
+from stitch.stitching.stitch import stitch
+from stitch.target import Target
+
+
+def compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str | None]] | None) -> Artifact:
+    """Raises UnsupportedOperator or InvalidModel."""
+    debug = knobs.current().debug
+    with _stage("import", debug):
+        graph = importer.load(model, shapes)
+    with _stage("simplify", debug):
+        graph = simplify(graph)
+    with _stage("stitch", debug):
+        stitched = stitch(graph, (knobs.current().l2_bytes or target.l2_bytes) // 2, knobs.current().schemes)
+    if debug >= 2:
+        print(render(stitched), file=sys.stderr)
+    with _stage("assemble", debug):
+        return assemble.assemble(
+            stitched, target, lambda text: machine.compile(text, target), report.describe(stitched)
+        )
+
+
+@contextmanager
+def _stage(name: str, debug: int) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    if debug >= 1:
+        print(f"stitch: {name} {1e3 * (time.perf_counter() - start):.0f} ms", file=sys.stderr)
