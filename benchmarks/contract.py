@@ -1,6 +1,6 @@
 """Measure the contraction micro-kernels beside the multiply-add peak of the same core.
 
-    python -m benchmarks.contract [--target avx2] [--dtype float32] [--tiles 14x2,8x3] [--unroll 1] [--only matmul]
+    python -m benchmarks.contract [--target avx2] [--dtype float32] [--tiles 14x2,8x3] [--only matmul]
 
 Matmuls read A in place and B from a packed panel; convolutions are 3x3, channels last, over a padded image. `peak` is
 the share of a loop of nothing but multiply-adds, measured again beside every row, since the clock and the neighbours
@@ -159,7 +159,6 @@ def aligned(count: int, dtype: np.dtype) -> Array:
 class Bench:
     target: Target
     dtype: np.dtype
-    unroll: int
 
     def __post_init__(self) -> None:
         self.lanes = self.target.lanes(self.dtype)
@@ -169,7 +168,7 @@ class Bench:
 
     def kernel(self, rows: int, vectors: int) -> int:
         if (rows, vectors) not in self.kernels:
-            text = emit_micro_kernel("k", self.target, self.dtype, rows, vectors, True, unroll=self.unroll)
+            text = emit_micro_kernel("k", self.target, self.dtype, rows, vectors, True)
             self.kernels[rows, vectors] = Library(text, self.target, ["k"])
         return self.kernels[rows, vectors].address("k")
 
@@ -267,7 +266,6 @@ def main() -> None:
     reader.add_argument("--target", default="host", help="a target, as stitch.target reads it")
     reader.add_argument("--dtype", default="float32", choices=[d.name for d in TYPES])
     reader.add_argument("--tiles", default="", help="rows x vectors, separated by commas")
-    reader.add_argument("--unroll", type=int, default=1)
     reader.add_argument("--only", default="matmul,conv,gemv,compile")
     asked = reader.parse_args()
     llvm.initialize_native_target()
@@ -282,7 +280,7 @@ def main() -> None:
     else:
         tiles = list(main_tiles(target, dtype))
     only = asked.only.split(",")
-    bench = Bench(target, dtype, asked.unroll)
+    bench = Bench(target, dtype)
     print(f"{target}\n{dtype}, {bench.lanes} lanes, peak {bench.peak():.1f} GFLOP/s\n")
     for tile in tiles:
         shape, estimate = f"{tile[0]:3d}x{tile[1]}", efficiency(target, dtype, *tile)

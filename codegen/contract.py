@@ -28,7 +28,7 @@ phis, the two outer axes are one loop, and rows are reached from one pointer in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,69 @@ from stitch.target import Target
 TYPES = {dtypes.FLOAT32: "float", dtypes.FLOAT64: "double", dtypes.INT32: "i32", dtypes.INT64: "i64"}
 
 
+# -- Tiles -----------------------------------------------------------------------------------------
+
+WIDE = ((8, 3), (6, 4), (14, 2))  # with 32 vector registers
+NARROW = ((4, 3), (6, 2), (3, 3), (4, 2))  # with 16
+
+FMA_RATE, LOAD_RATE, LATENCY = 2.0, 2.0, 4.0  # vectors per cycle, and cycles until a sum can be added to again
+
+
+def main_tiles(target: Target, dtype: np.dtype) -> tuple[tuple[int, int], ...]:
+    """The tiles (rows, vectors) that run near the peak, the most robust first."""
+    among = WIDE if target.vector_registers >= 32 else NARROW
+    fitting = tuple(tile for tile in among if fits(target, dtype, *tile))
+    return fitting or ((2, 1),)
+
+
+def tile_shapes(
+    target: Target, dtype: np.dtype, main: tuple[int, int] | None = None
+) -> tuple[tuple[int, int], ...]:
+    """The main tile, then those for what remains at the edges: fewer rows by halves, and then fewer vectors."""
+    rows, vectors = main or main_tiles(target, dtype)[0]
+    heights = []
+    while rows:
+        heights.append(rows)
+        rows //= 2
+    return tuple((height, width) for width in range(vectors, 0, -1) for height in heights)
+
+
+def fits(target: Target, dtype: np.dtype, rows: int, vectors: int) -> bool:
+    """Whether accumulators, a row of B, an element of A and what a product needs are all in registers."""
+    return rows * vectors + vectors + 1 + _temporaries(target, dtype) <= target.vector_registers
+
+
+def _temporaries(target: Target, dtype: np.dtype) -> int:
+    """Registers that one product takes besides, found by reading the assembly.
+
+    None if it is fused, one for its value if it is not, more where it is put together of parts. Elsewhere than on
+    x86, LLVM needs two for the order in which it likes to load.
+    """
+    if not target.is_x86:
+        return 20 if dtype == dtypes.INT64 else 2  # NEON multiplies int64 in the scalar registers
+    if dtypes.is_float(dtype):
+        return 0 if target.fma else 1
+    if dtype == dtypes.INT32:
+        return 1 if target.has("sse4.1") else 4
+    return 2 if target.has("avx512dq") else 4
+
+
+def efficiency(target: Target, dtype: np.dtype, rows: int, vectors: int) -> float:
+    """The share of the multiply-add peak that a long K can reach, on a core that does two of each in a cycle.
+
+    One k takes the longest of  rows * vectors / FMA_RATE  multiply-adds,  (rows + vectors) / LOAD_RATE  loads, and
+    LATENCY, since the next k adds to the same accumulators; the share is the first of these over the longest. A tile
+    that does not fit the registers is taken to lose half. Cores that split their widest vectors (512 bits on Zen 4)
+    do better than this with thin tiles, none does worse.
+    """
+    work = rows * vectors / FMA_RATE
+    share = work / max(work, (rows + vectors) / LOAD_RATE, LATENCY)
+    return share if fits(target, dtype, rows, vectors) else share / 2
+
+
+# -- Text ------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Kernel:
     """What all parts of one kernel's text need to know."""
@@ -49,7 +112,6 @@ class _Kernel:
     rows: int
     vectors: int
     unit_a: bool
-    unroll: int
 
     @property
     def lanes(self) -> int:
@@ -64,47 +126,24 @@ class _Kernel:
         return f"<{self.lanes} x {self.element}>"
 
     @property
-    def cells(self) -> list[str]:
-        return [f"{i}.{j}" for i in range(self.rows) for j in range(self.vectors)]
-
-    @property
     def reach(self) -> int:
         """Rows served by one pointer: x86 adds a register times 1, 2, 4 or 8 to it, others have registers to spare."""
         return 5 if self.target.is_x86 else 1
 
-    @property
-    def pointers(self) -> range:
-        return range(0, self.rows, self.reach)
-
 
 def emit_micro_kernel(
-    name: str,
-    target: Target,
-    dtype: np.dtype,
-    rows: int,
-    vectors: int,
-    unit_a: bool,
-    *,
-    linkage: str = "",
-    unroll: int = 1,
+    name: str, target: Target, dtype: np.dtype, rows: int, vectors: int, unit_a: bool, linkage: str = ""
 ) -> str:
-    """The text of the function `name`. `unroll` steps of the innermost axis make one turn of its loop."""
+    """The text of the function `name`. Intrinsics need no declaration."""
     if dtype not in TYPES:
         raise ValueError(f"no micro-kernel for {dtype}; there is one for {', '.join(d.name for d in TYPES)}")
-    if min(rows, vectors, unroll) < 1:
-        raise ValueError(f"a tile of {rows}x{vectors} vectors, {unroll} steps at a time, is empty")
-    kernel = _Kernel(target, dtype, rows, vectors, unit_a, unroll)
-    head = f"define {linkage + ' ' if linkage else ''}void @{name}"
+    if min(rows, vectors) < 1:
+        raise ValueError(f"a tile of {rows}x{vectors} vectors is empty")
+    k = _Kernel(target, dtype, rows, vectors, unit_a)
     arguments = "ptr %a, i64 %a_row, ptr %b, ptr %c, i64 %c_row, ptr %loops, i64 %accumulate"
-    body = [*_entry(kernel), *_outer(kernel), *_inner(kernel), *_next(kernel), *_finish(kernel)]
-    return "\n".join([f"{head}({arguments}) nounwind {{", *body, "}", ""])
-
-
-def _phis(k: _Kernel, name: str, *incoming: tuple[str, str]) -> Iterator[str]:
-    """An accumulator per cell: `name` is what (value, block) brings, a value without a % being a constant."""
-    for cell in k.cells:
-        sources = (f"[ {value + cell if value[0] == '%' else value}, %{block} ]" for value, block in incoming)
-        yield f"  %{name}{cell} = phi {k.vector} {', '.join(sources)}"
+    body = [*_entry(k), *_outer(k), *_inner(k), *_next(k), *_finish(k)]
+    head = f"define {linkage} void" if linkage else "define void"
+    return "\n".join([f"{head} @{name}({arguments}) nounwind {{", *body, "}", ""])
 
 
 def _entry(k: _Kernel) -> Iterator[str]:
@@ -117,134 +156,85 @@ def _entry(k: _Kernel) -> Iterator[str]:
     for axis in range(3):
         yield f"  %a{axis} = mul i64 %ea{axis}, {size}"
         yield f"  %b{axis} = mul i64 %eb{axis}, {size}"
-    yield f"  %s1 = mul i64 %a_row, {size}"
-    yield "  %s3 = mul i64 %s1, 3"
-    yield f"  %s{k.reach}x = mul i64 %s1, {k.reach}"
-    yield f"  %cs = mul i64 %c_row, {size}"
+    yield f"  %row = mul i64 %a_row, {size}"
+    yield "  %row3 = mul i64 %row, 3"
+    yield f"  %row.reach = mul i64 %row, {k.reach}"
+    yield f"  %c.row = mul i64 %c_row, {size}"
     for i in range(1, k.rows):
-        yield f"  %c{i} = getelementptr i8, ptr %c{i - 1 or ''}, i64 %cs"
+        yield f"  %c{i} = getelementptr i8, ptr %c{i - 1 or ''}, i64 %c.row"
     yield "  %n01 = mul i64 %n0, %n1"
     yield "  %n = mul i64 %n01, %n2"
     yield "  %empty = icmp eq i64 %n, 0"
-    for axis in "ab":  # from the end of axis 1 to the start of the next step of axis 0
+    for axis in "ab":  # from the last step of axis 1 to the next step of axis 0
         yield f"  %{axis}.run = mul i64 %{axis}1, %n1"
-        yield f"  %{axis}.turn = sub i64 %{axis}0, %{axis}.run"
+        yield f"  %{axis}.rise = add i64 %{axis}0, %{axis}1"
+        yield f"  %{axis}.turn = sub i64 %{axis}.rise, %{axis}.run"
     yield "  %fresh = icmp eq i64 %accumulate, 0"
     yield "  br i1 %fresh, label %begin, label %resume"
     yield "resume:"
-    yield from _tile(k, lambda cell, at: f"  %r{cell} = load {k.vector}, ptr {at}, align {size}")
+    for cell, i, j in _cells(k):
+        yield f"  %r{cell}.at = getelementptr {k.vector}, ptr %c{i or ''}, i64 {j}"
+        yield f"  %r{cell} = load {k.vector}, ptr %r{cell}.at, align {size}"
     yield "  br label %begin"
     yield "begin:"
-    yield from _phis(k, "z", ("zeroinitializer", "entry"), ("%r", "resume"))
+    yield from _phis(k, "z", ("", "entry"), ("r", "resume"))
     yield "  br i1 %empty, label %finish, label %outer"
 
 
-def _tile(k: _Kernel, access: Callable[[str, str], str]) -> Iterator[str]:
-    """`access(cell, address)` for each vector of the tile of C."""
+def _cells(k: _Kernel) -> Iterator[tuple[str, int, int]]:
     for i in range(k.rows):
         for j in range(k.vectors):
-            at = f"%c{i or ''}"
-            if j:
-                # Each block needs names of its own; `access` is one of a load and a store.
-                name = access("", "").split()[0].strip("%") + f".{i}.{j}.at"
-                yield f"  %{name} = getelementptr {k.vector}, ptr {at}, i64 {j}"
-                at = f"%{name}"
-            yield access(f"{i}.{j}", at)
+            yield f"{i}.{j}", i, j
+
+
+def _phis(k: _Kernel, name: str, *incoming: tuple[str, str]) -> Iterator[str]:
+    """%name<cell> for each cell of the tile. A source (value, block) is %value<cell>, or zero where value is empty."""
+    for cell, _, _ in _cells(k):
+        sources = (f"[ {f'%{value}{cell}' if value else 'zeroinitializer'}, %{block} ]" for value, block in incoming)
+        yield f"  %{name}{cell} = phi {k.vector} {', '.join(sources)}"
 
 
 def _outer(k: _Kernel) -> Iterator[str]:
-    """Axes 0 and 1 are one loop of n0 * n1 turns; %i1 says where axis 1 wraps."""
+    """Axes 0 and 1 are one loop of n0 * n1 turns; %i1 counts down to where axis 1 wraps."""
     yield "outer:"
-    yield from _phis(k, "o", ("%z", "begin"), ("%x", "next"))
-    yield "  %oa = phi ptr [ %a, %begin ], [ %oa.next, %next ]"
-    yield "  %ob = phi ptr [ %b, %begin ], [ %ob.next, %next ]"
-    yield "  %left = phi i64 [ %n01, %begin ], [ %left.next, %next ]"
-    yield "  %i1 = phi i64 [ %n1, %begin ], [ %i1.next, %next ]"
-    for i in k.pointers:
-        if i:
-            yield f"  %op{i} = getelementptr i8, ptr %op{i - k.reach}, i64 %s{k.reach}x"
-        else:
-            yield "  %op0 = getelementptr i8, ptr %oa, i64 0"
-    if k.unroll == 1:
-        yield "  br label %tail"
-    else:
-        yield f"  %turns = udiv i64 %n2, {k.unroll}"
-        yield f"  %rest = urem i64 %n2, {k.unroll}"
-        yield "  %short = icmp eq i64 %turns, 0"
-        yield "  br i1 %short, label %tail, label %inner"
+    yield from _phis(k, "o", ("z", "begin"), ("s", "next"))
+    for name, kind, start in (("a.o", "ptr", "a"), ("b.o", "ptr", "b"), ("left", "i64", "n01"), ("i1", "i64", "n1")):
+        yield f"  %{name} = phi {kind} [ %{start}, %begin ], [ %{name}.next, %next ]"
+    for i in range(k.reach, k.rows, k.reach):
+        yield f"  %a.o{i} = getelementptr i8, ptr %a.o{i - k.reach if i > k.reach else ''}, i64 %row.reach"
+    yield "  br label %inner"
 
 
 def _inner(k: _Kernel) -> Iterator[str]:
-    """The innermost axis: `unroll` steps at a time, then one at a time."""
-    if k.unroll > 1:
-        yield from _loop(k, "inner", k.unroll, "%turns", ("o", "op", "%ob", "outer"))
-        yield "between:"
-        yield "  %done = icmp eq i64 %rest, 0"
-        yield "  br i1 %done, label %next, label %tail"
-    yield from _loop(k, "tail", 1, "", ("o", "op", "%ob", "outer"))
-
-
-def _loop(k: _Kernel, block: str, steps: int, turns: str, start: tuple[str, str, str, str]) -> Iterator[str]:
-    """One loop over k; its accumulators are %<letter><cell>."""
-    acc = block[0]
-    last = f"{acc}{steps}."
-    from_inner = block == "tail" and k.unroll > 1
-    sources = [(f"%{start[0]}", start[3])]
-    if from_inner:
-        sources.append((f"%i{k.unroll}.", "between"))
-    yield f"{block}:"
-    yield from _phis(k, f"{acc}0.", *sources, (f"%{last}", block))
-
-    def phi(name: str, kind: str, first: str, middle: str) -> str:
-        also = f"[ {middle}, %between ], " if from_inner else ""
-        return f"  %{name} = phi {kind} [ {first}, %outer ], {also}[ %{name}.next, %{block} ]"
-
-    for i in k.pointers:
-        yield phi(f"{acc}p{i}.0", "ptr", f"%op{i}", f"%ip{i}.0.next")
-    yield phi(f"{acc}b.0", "ptr", "%ob", "%ib.0.next")
-    count = turns or ("%rest" if from_inner else "%n2")
-    yield phi(f"{acc}k", "i64", "%n2" if from_inner else count, "%rest")
-    for u in range(steps):
-        yield from _step(k, acc, u)
-    for i in k.pointers:
-        yield _advance(k, f"{acc}p{i}", steps, "%a2", k.unit_a, "next")
-    yield f"  %{acc}b.0.next = getelementptr i8, ptr %{acc}b.{steps - 1}, i64 %b2"
-    yield f"  %{acc}k.next = add i64 %{acc}k, -1"
-    yield f"  %{acc}k.end = icmp eq i64 %{acc}k.next, 0"
-    yield f"  br i1 %{acc}k.end, label %{'next' if block == 'tail' else 'between'}, label %{block}"
-
-
-def _advance(k: _Kernel, pointer: str, steps: int, stride: str, unit: bool, name: str) -> str:
-    """%pointer.0 moved by `steps` steps."""
-    if unit:
-        return f"  %{pointer}.0.{name} = getelementptr i8, ptr %{pointer}.0, i64 {steps * k.dtype.itemsize}"
-    return f"  %{pointer}.0.{name} = getelementptr i8, ptr %{pointer}.{steps - 1}, i64 {stride}"
-
-
-def _step(k: _Kernel, acc: str, u: int) -> Iterator[str]:
-    """One k: load a row of B, and for each row of the tile one element of A."""
-    size, tag = k.dtype.itemsize, f"{acc}{u}"
-    if u:
-        yield f"  %{acc}b.{u} = getelementptr i8, ptr %{acc}b.{u - 1}, i64 %b2"
-        for i in k.pointers:
-            if k.unit_a:
-                yield f"  %{acc}p{i}.{u} = getelementptr i8, ptr %{acc}p{i}.0, i64 {u * size}"
-            else:
-                yield f"  %{acc}p{i}.{u} = getelementptr i8, ptr %{acc}p{i}.{u - 1}, i64 %a2"
+    """The innermost axis, one k at a time: load a row of B, and for each row of the tile one element of A."""
+    size = k.dtype.itemsize
+    pointers = range(0, k.rows, k.reach)
+    yield "inner:"
+    yield from _phis(k, "t", ("o", "outer"), ("s", "inner"))
+    for i in pointers:
+        yield f"  %p{i} = phi ptr [ %a.o{i or ''}, %outer ], [ %p{i}.next, %inner ]"
+    yield "  %pb = phi ptr [ %b.o, %outer ], [ %pb.next, %inner ]"
+    yield "  %i2 = phi i64 [ %n2, %outer ], [ %i2.next, %inner ]"
     for j in range(k.vectors):
-        yield f"  %{tag}.w{j}.at = getelementptr {k.vector}, ptr %{acc}b.{u}, i64 {j}"
-        yield f"  %{tag}.w{j} = load {k.vector}, ptr %{tag}.w{j}.at, align {size}"
+        yield f"  %w{j}.at = getelementptr {k.vector}, ptr %pb, i64 {j}"
+        yield f"  %w{j} = load {k.vector}, ptr %w{j}.at, align {size}"
     for i in range(k.rows):
-        yield from _broadcast(k, f"{tag}.v{i}", f"%{acc}p{i - i % k.reach}.{u}", i % k.reach)
+        yield from _broadcast(k, f"v{i}", f"%p{i - i % k.reach}", i % k.reach)
         for j in range(k.vectors):
-            old, new = f"%{acc}{u}.{i}.{j}", f"%{acc}{u + 1}.{i}.{j}"
-            yield from _multiply_add(k, new, f"%{tag}.v{i}", f"%{tag}.w{j}", old)
+            yield from _multiply_add(k, f"{i}.{j}", f"%v{i}", f"%w{j}")
+    for i in pointers:
+        yield f"  %p{i}.next = getelementptr i8, ptr %p{i}, i64 {size if k.unit_a else '%a2'}"
+    yield "  %pb.next = getelementptr i8, ptr %pb, i64 %b2"
+    yield "  %i2.next = add i64 %i2, -1"
+    yield "  %i2.end = icmp eq i64 %i2.next, 0"
+    yield "  br i1 %i2.end, label %next, label %inner"
 
 
 def _broadcast(k: _Kernel, name: str, pointer: str, offset: int) -> Iterator[str]:
+    """%name: the element `offset` rows after `pointer` in all lanes. A scale of 3 is not a form of address."""
     at = pointer
     if offset:
-        kind, scale = ("i8", "%s3") if offset == 3 else (f"[{offset} x i8]", "%s1")
+        kind, scale = ("i8", "%row3") if offset == 3 else (f"[{offset} x i8]", "%row")
         yield f"  %{name}.at = getelementptr {kind}, ptr {pointer}, i64 {scale}"
         at = f"%{name}.at"
     yield f"  %{name}.x = load {k.element}, ptr {at}, align {k.dtype.itemsize}"
@@ -252,31 +242,27 @@ def _broadcast(k: _Kernel, name: str, pointer: str, offset: int) -> Iterator[str
     yield f"  %{name} = shufflevector {k.vector} %{name}.y, {k.vector} poison, <{k.lanes} x i32> zeroinitializer"
 
 
-def _multiply_add(k: _Kernel, new: str, x: str, y: str, old: str) -> Iterator[str]:
+def _multiply_add(k: _Kernel, cell: str, x: str, y: str) -> Iterator[str]:
+    """%s<cell> = %t<cell> + x * y"""
     v = k.vector
     if dtypes.is_float(k.dtype) and k.target.fma:
         suffix = f"v{k.lanes}f{k.dtype.itemsize * 8}"
-        yield f"  {new} = call {v} @llvm.fma.{suffix}({v} {x}, {v} {y}, {v} {old})"
+        yield f"  %s{cell} = call {v} @llvm.fma.{suffix}({v} {x}, {v} {y}, {v} %t{cell})"
         return
     multiply, add = ("fmul", "fadd") if dtypes.is_float(k.dtype) else ("mul", "add")
-    yield f"  {new}.m = {multiply} {v} {x}, {y}"
-    yield f"  {new} = {add} {v} {old}, {new}.m"
+    yield f"  %m{cell} = {multiply} {v} {x}, {y}"
+    yield f"  %s{cell} = {add} {v} %t{cell}, %m{cell}"
 
 
 def _next(k: _Kernel) -> Iterator[str]:
     """The end of the innermost axis: move on along axis 1, and along axis 0 where axis 1 wraps."""
     yield "next:"
-    if k.unroll > 1:
-        yield from _phis(k, "x", ("%t1.", "tail"), (f"%i{k.unroll}.", "between"))
-    else:
-        yield from _phis(k, "x", ("%t1.", "tail"))
     yield "  %i1.less = add i64 %i1, -1"
     yield "  %wrap = icmp eq i64 %i1.less, 0"
     yield "  %i1.next = select i1 %wrap, i64 %n1, i64 %i1.less"
     for axis in "ab":
-        yield f"  %o{axis}.step = getelementptr i8, ptr %o{axis}, i64 %{axis}1"
-        yield f"  %{axis}.jump = select i1 %wrap, i64 %{axis}.turn, i64 0"
-        yield f"  %o{axis}.next = getelementptr i8, ptr %o{axis}.step, i64 %{axis}.jump"
+        yield f"  %{axis}.step = select i1 %wrap, i64 %{axis}.turn, i64 %{axis}1"
+        yield f"  %{axis}.o.next = getelementptr i8, ptr %{axis}.o, i64 %{axis}.step"
     yield "  %left.next = add i64 %left, -1"
     yield "  %last = icmp eq i64 %left.next, 0"
     yield "  br i1 %last, label %finish, label %outer"
@@ -284,8 +270,10 @@ def _next(k: _Kernel) -> Iterator[str]:
 
 def _finish(k: _Kernel) -> Iterator[str]:
     yield "finish:"
-    yield from _phis(k, "f", ("%z", "begin"), ("%x", "next"))
-    yield from _tile(k, lambda cell, at: f"  store {k.vector} %f{cell}, ptr {at}, align {k.dtype.itemsize}")
+    yield from _phis(k, "f", ("z", "begin"), ("s", "next"))
+    for cell, i, j in _cells(k):
+        yield f"  %f{cell}.at = getelementptr {k.vector}, ptr %c{i or ''}, i64 {j}"
+        yield f"  store {k.vector} %f{cell}, ptr %f{cell}.at, align {k.dtype.itemsize}"
     yield "  ret void"
 
 
@@ -299,6 +287,3 @@ def reference(
     b_at = (np.asarray(b_strides) @ k)[:, None] + np.arange(columns)
     result: npt.NDArray[np.generic] = a[a_at] @ b[b_at]
     return result
-
-def main_tiles(target, dtype): return ((14,2),(8,3),(6,4))
-def efficiency(t,d,r,v): return 1.0

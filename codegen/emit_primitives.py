@@ -36,21 +36,6 @@ def apply(o: Operations, prim: str, args: Sequence[Value], dtype: np.dtype) -> V
     return value
 
 
-def identity(op: str, dtype: np.dtype) -> float | int | bool:
-    """What a fold with this operator starts from."""
-    match op:
-        case "add":
-            return 0
-        case "mul" | "and":
-            return -1 if op == "and" and dtype != BOOL else 1
-        case "or":
-            return 0
-        case "max":
-            return dtypes.lowest(dtype)
-        case _:
-            return dtypes.highest(dtype)
-
-
 def _kind(dtype: np.dtype) -> str:
     if dtype == BOOL:
         return "bool"

@@ -64,6 +64,21 @@ def multiply_add(prim: str, args: tuple[Expr, ...]) -> tuple[Expr, Expr, Expr] |
     return None
 
 
+def identity(op: str, dtype: np.dtype) -> float | int | bool:
+    """What a fold with this operator starts from."""
+    match op:
+        case "add":
+            return 0
+        case "mul" | "and":
+            return -1 if op == "and" and dtype != dtypes.BOOL else 1
+        case "or":
+            return 0
+        case "max":
+            return dtypes.lowest(dtype)
+        case _:
+            return dtypes.highest(dtype)
+
+
 def stored_in(body: tuple[Stmt, ...]) -> frozenset[Buffer]:
     """The buffers that these statements store to."""
     found = [s.tile if isinstance(s, Contract) else s.buffer for s in walk(body) if isinstance(s, Store | Contract)]

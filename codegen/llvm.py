@@ -23,7 +23,7 @@ from stitch.codegen.emit_code import Writer
 from stitch.codegen.emit_dims import Dims
 from stitch.codegen.emit_kernels import tile_kernel
 from stitch.codegen.emit_memory import ZEROS, Guard, Memory
-from stitch.codegen.emit_rules import lanes_of, multiply_add, stored_in, unrolls
+from stitch.codegen.emit_rules import identity, lanes_of, multiply_add, stored_in, unrolls
 from stitch.codegen.emit_values import LLVM, Operations, Value, literal
 from stitch.codegen.loops import (
     Apply,
@@ -219,7 +219,7 @@ class _Phase:
         return self.o.select(Value(dtypes.BOOL, self.m.tail, True), self.o.widen(new), old)
 
     def _identity(self, fold: Fold) -> Value:
-        return literal(primitives.identity(fold.op, fold.local.dtype), fold.local.dtype)
+        return literal(identity(fold.op, fold.local.dtype), fold.local.dtype)
 
     def _serial_loop(self, s: Loop) -> None:
         """Folds inside a vector loop have an accumulator for each lane."""

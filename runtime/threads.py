@@ -17,8 +17,7 @@ claimed yet in the lower. A chunk is claimed by compare-exchange of the whole wo
   stale description or word fails in its compare-exchange: the epoch, or the count, has moved on.
 * The caller waits only for chunks that were claimed, so that a worker which the system does not let run, beside a
   busy neighbour or throttled by a quota, delays nothing unless it is stopped inside a chunk. There are several
-  chunks per worker to keep that short. A caller that waits for long sleeps, which leaves a processor free for
-  the worker that it waits for.
+  chunks per worker to keep that short. A caller that waits gives up its processor after a while.
 * A team serves one region at a time. Whoever finds it taken, from another thread or from inside a region, does the
   work alone, at once.
 * Workers are started by the first region. Inside an inference (`stitch_team_begin` … `stitch_team_end`) they spin
@@ -43,19 +42,19 @@ from pathlib import Path
 # Byte offsets in a team. What is written often has a cache line of its own.
 _WORD = 0
 _FN, _ARGS, _TASKS, _CHUNK, _CHUNKS = 64, 72, 80, 88, 96
-_DONE, _WAITING = 128, 136
+_DONE = 128
 _BUSY = 192
 _ACTIVE = 256
 _SLEEPERS, _LIVE, _STARTED = 320, 328, 336
 _SIZE, _STOP = 384, 392
-_MUTEX, _CONDITION, _FINISHED = 448, 576, 704
-_MEMBERS = 832  # 16 bytes for each worker: team, number
+_MUTEX, _CONDITION = 448, 576
+_MEMBERS = 704  # 16 bytes for each worker: team, number
 _ALIGNMENT = 64
 
 CHUNKS_PER_WORKER = 4
 SPIN_INSIDE_NS = 100_000  # how long a worker looks for the next region of an inference before it sleeps
 SPIN_OUTSIDE_NS = 10_000  # the same when no inference is going on
-SPIN_CALLER_NS = 50_000  # how long a caller looks for the end of the last chunks before it sleeps
+SPIN_CALLER_NS = 50_000  # how long a caller looks for the end of the last chunks before it yields
 
 FUNCTIONS = ("stitch_parallel", "stitch_team_size", "stitch_team_begin", "stitch_team_end", "stitch_team_init",
              "stitch_team_stop")  # fmt: skip
@@ -75,6 +74,7 @@ declare i32 @pthread_cond_broadcast(ptr)
 declare i32 @pthread_sigmask(i32, ptr, ptr)
 declare i32 @sigfillset(ptr)
 declare i32 @sigdelset(ptr, i32)
+declare i32 @sched_yield()
 declare i32 @clock_gettime(i32, ptr)
 declare i64 @llvm.smin.i64(i64, i64)
 declare i64 @llvm.smax.i64(i64, i64)
@@ -173,8 +173,6 @@ entry:
   %worker_at = getelementptr i8, ptr %member, i64 8
   %worker = load i64, ptr %worker_at
   %done_at = getelementptr i8, ptr %team, i64 $DONE
-  %waiting_at = getelementptr i8, ptr %team, i64 $WAITING
-  %finished = getelementptr i8, ptr %team, i64 $FINISHED
   %stop_at = getelementptr i8, ptr %team, i64 $STOP
   %active_at = getelementptr i8, ptr %team, i64 $ACTIVE
   %sleepers_at = getelementptr i8, ptr %team, i64 $SLEEPERS
@@ -187,14 +185,7 @@ busy:
   %idle = icmp eq i64 %count, 0
   br i1 %idle, label %since, label %report
 report:
-  %before = atomicrmw add ptr %done_at, i64 %count seq_cst
-  %waiting = load atomic i64, ptr %waiting_at seq_cst, align 8
-  %wanted = icmp ne i64 %waiting, 0
-  br i1 %wanted, label %tell, label %since
-tell:
-  call i32 @pthread_mutex_lock(ptr %mutex)
-  call i32 @pthread_cond_signal(ptr %finished)
-  call i32 @pthread_mutex_unlock(ptr %mutex)
+  %before = atomicrmw add ptr %done_at, i64 %count acq_rel
   br label %since
 since:
   %start = call i64 @now()
@@ -292,11 +283,9 @@ out:
   ret void
 }
 
-; Wait until workers have finished `expected` chunks. If that takes long, one of them is not running: the caller
-; then leaves its processor to it.
-define internal void @join(ptr %team, i64 %expected) {
+; Wait until workers have finished `expected` chunks.
+define internal void @join(ptr %done_at, i64 %expected) {
 entry:
-  %done_at = getelementptr i8, ptr %team, i64 $DONE
   %first = load atomic i64, ptr %done_at acquire, align 8
   %ready = icmp eq i64 %first, %expected
   br i1 %ready, label %out, label %begin
@@ -305,32 +294,17 @@ begin:
   br label %loop
 loop:
   %done = load atomic i64, ptr %done_at acquire, align 8
-  %over = icmp eq i64 %done, %expected
-  br i1 %over, label %out, label %wait
+  %finished = icmp eq i64 %done, %expected
+  br i1 %finished, label %out, label %wait
 wait:
   call void @rest(ptr %done_at, i64 %done)
   %time = call i64 @now()
   %spent = sub i64 %time, %start
   %long = icmp sgt i64 %spent, $SPIN_CALLER_NS
-  br i1 %long, label %sleep, label %loop
-sleep:
-  %mutex = getelementptr i8, ptr %team, i64 $MUTEX
-  %finished = getelementptr i8, ptr %team, i64 $FINISHED
-  %waiting_at = getelementptr i8, ptr %team, i64 $WAITING
-  call i32 @pthread_mutex_lock(ptr %mutex)
-  store atomic i64 1, ptr %waiting_at seq_cst, align 8
-  br label %look
-look:
-  %now_done = load atomic i64, ptr %done_at seq_cst, align 8
-  %now_over = icmp eq i64 %now_done, %expected
-  br i1 %now_over, label %awake, label %asleep
-asleep:
-  call i32 @pthread_cond_wait(ptr %finished, ptr %mutex)
-  br label %look
-awake:
-  store atomic i64 0, ptr %waiting_at release, align 8
-  call i32 @pthread_mutex_unlock(ptr %mutex)
-  br label %out
+  br i1 %long, label %yield, label %loop
+yield:
+  call i32 @sched_yield()
+  br label %loop
 out:
   ret void
 }
@@ -398,7 +372,7 @@ rouse:
 share:
   %own = call i64 @work(ptr %team, i64 0)
   %theirs = sub i64 %chunks, %own
-  call void @join(ptr %team, i64 %theirs)
+  call void @join(ptr %done_at, i64 %theirs)
   store atomic i64 0, ptr %busy_at release, align 8
   ret void
 alone:
@@ -448,8 +422,6 @@ define void @stitch_team_init(ptr %team, i64 %size) {
   %condition = getelementptr i8, ptr %team, i64 $CONDITION
   call i32 @pthread_mutex_init(ptr %mutex, ptr null)
   call i32 @pthread_cond_init(ptr %condition, ptr null)
-  %finished = getelementptr i8, ptr %team, i64 $FINISHED
-  call i32 @pthread_cond_init(ptr %finished, ptr null)
   ret void
 }
 

@@ -19,6 +19,7 @@ from stitch.errors import InvalidModel, StitchError, UnsupportedOperator
 from stitch.evaluate import evaluate
 from stitch.graph import Builder, Graph, Value
 from stitch.ops import registry
+from stitch.ops.host import FUNCTIONS
 from stitch.ops.primitives import Array
 from tests.onnx_cases import cases, operators_of, register_operators, run_case
 
@@ -530,6 +531,27 @@ def test_refusals(case: Case, error: type[StitchError] | None, text: str) -> Non
         return
     with pytest.raises(error, match=text):
         build(case)
+
+
+def test_host_functions() -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    (sums,) = FUNCTIONS["cumsum"]({"exclusive": 1, "reverse": 1}, x, ints(1)[0])
+    np.testing.assert_array_equal(sums, [[3, 2, 0], [9, 5, 0]])
+    (products,) = FUNCTIONS["cumprod"]({"exclusive": 0, "reverse": 0}, x, ints(0)[0])
+    np.testing.assert_array_equal(products, [[0, 1, 2], [0, 4, 10]])
+    picked, places = FUNCTIONS["topk"]({"axis": 0, "largest": True}, floats(1, 3, 3, 2), ints(3))
+    np.testing.assert_array_equal(picked, [3, 3, 2])
+    np.testing.assert_array_equal(places, [1, 2, 3])
+    assert [a.shape for a in FUNCTIONS["nonzero"]({}, np.zeros((0, 2)))] == [(2, 0)]
+
+
+def test_max_roi_pool() -> None:
+    """Cells are whole elements and may overlap; ONNX has no case for it."""
+    regions = np.array([[0, 0, 0, 3, 2], [1, 1, 1, 1, 1]], np.float32)
+    case = Case("MaxRoiPool", ["n 1 h w", regions], [{}], {"pooled_shape": [2, 2]}, shape="2 1 2 2")
+    x = np.arange(2 * 4 * 4, dtype=np.float32).reshape(2, 1, 4, 4)
+    (y,) = evaluate(build(case), {"x0": x, "symbols": np.array(True)})
+    np.testing.assert_array_equal(y[:, 0], [[[5, 7], [9, 11]], [[21, 21], [21, 21]]])
 
 
 @pytest.mark.parametrize("case", TABLE, ids=[f"{i}-{case.operator}" for i, case in enumerate(TABLE)])
