@@ -14,6 +14,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -24,7 +25,7 @@ from stitch.codegen.contract import TYPES, efficiency, emit_micro_kernel, main_t
 from stitch.target import Target, from_host, parse
 
 Function = Callable[..., None]
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 # Calls the kernel over a grid of tiles, three axes with strides in bytes for A, B and C, `turns` times.
 DRIVER = """
@@ -60,7 +61,8 @@ def driver() -> str:
             lines.append(f"  br label %l{axis + 1}")
         done = f"e{axis - 1}" if axis else "turn.end"
         ends.append(
-            f"e{axis}:\n  %i{axis}.next = add i64 %i{axis}, 1\n  %n{axis}.at = getelementptr i64, ptr %grid, i64 {axis}\n"
+            f"e{axis}:\n  %i{axis}.next = add i64 %i{axis}, 1\n"
+            f"  %n{axis}.at = getelementptr i64, ptr %grid, i64 {axis}\n"
             f"  %n{axis} = load i64, ptr %n{axis}.at\n  %d{axis} = icmp eq i64 %i{axis}.next, %n{axis}\n"
             f"  br i1 %d{axis}, label %{done}, label %l{axis}"
         )
@@ -72,7 +74,12 @@ def peak_loop(target: Target, dtype: np.dtype) -> str:
     """`turns` times 24 (or 12) independent multiply-adds."""
     v = f"<{target.lanes(dtype)} x {TYPES[dtype]}>"
     count = 24 if target.vector_registers == 32 else 12
-    lines = ["define void @peak(ptr %x, i64 %turns) {", "entry:", f"  %y = load {v}, ptr %x, align 8", "  br label %loop"]
+    lines = [
+        "define void @peak(ptr %x, i64 %turns) {",
+        "entry:",
+        f"  %y = load {v}, ptr %x, align 8",
+        "  br label %loop",
+    ]
     lines += ["loop:", "  %t = phi i64 [ %turns, %entry ], [ %t.next, %loop ]"]
     lines += [f"  %p{i} = phi {v} [ %y, %entry ], [ %q{i}, %loop ]" for i in range(count)]
     for i in range(count):
@@ -84,7 +91,9 @@ def peak_loop(target: Target, dtype: np.dtype) -> str:
             lines += [f"  %m{i} = {multiply} {v} %p{i}, %y", f"  %q{i} = {add} {v} %m{i}, %y"]
     lines += ["  %t.next = add i64 %t, -1", "  %d = icmp eq i64 %t.next, 0", "  br i1 %d, label %exit, label %loop"]
     lines += ["exit:"]
-    lines += [f"  %x{i} = getelementptr {v}, ptr %x, i64 {i}\n  store {v} %q{i}, ptr %x{i}, align 8" for i in range(count)]
+    lines += [
+        f"  %x{i} = getelementptr {v}, ptr %x, i64 {i}\n  store {v} %q{i}, ptr %x{i}, align 8" for i in range(count)
+    ]
     return "\n".join([*lines, "  ret void", "}", ""])
 
 
@@ -92,14 +101,19 @@ def read_loop(target: Target) -> str:
     """Read `count` blocks of eight vectors."""
     v = f"<{target.vector_bits // 32} x i32>"
     lines = ["define void @read(ptr %x, i64 %count, ptr %out) {", "entry:", "  br label %loop", "loop:"]
-    lines += ["  %t = phi i64 [ %count, %entry ], [ %t.next, %loop ]", "  %p = phi ptr [ %x, %entry ], [ %p.next, %loop ]"]
+    lines += [
+        "  %t = phi i64 [ %count, %entry ], [ %t.next, %loop ]",
+        "  %p = phi ptr [ %x, %entry ], [ %p.next, %loop ]",
+    ]
     lines += [f"  %s{i} = phi {v} [ zeroinitializer, %entry ], [ %r{i}, %loop ]" for i in range(8)]
     for i in range(8):
         lines += [f"  %p{i} = getelementptr {v}, ptr %p, i64 {i}", f"  %v{i} = load {v}, ptr %p{i}, align 4"]
         lines += [f"  %r{i} = xor {v} %s{i}, %v{i}"]
     lines += [f"  %p.next = getelementptr {v}, ptr %p, i64 8", "  %t.next = add i64 %t, -1"]
     lines += ["  %d = icmp eq i64 %t.next, 0", "  br i1 %d, label %exit, label %loop", "exit:"]
-    lines += [f"  %o{i} = getelementptr {v}, ptr %out, i64 {i}\n  store {v} %r{i}, ptr %o{i}, align 4" for i in range(8)]
+    lines += [
+        f"  %o{i} = getelementptr {v}, ptr %out, i64 {i}\n  store {v} %r{i}, ptr %o{i}, align 4" for i in range(8)
+    ]
     return "\n".join([*lines, "  ret void", "}", ""])
 
 
@@ -225,7 +239,9 @@ class Bench:
         k, width = 1024, vectors * self.lanes
         panels = (128 << 20) // (k * width * self.dtype.itemsize)
         grid = [panels, 1, 1, 0, 0, 0, k * width, 0, 0, width, 0, 0]
-        rate = self.measure((1, vectors), grid, k, k, panels * k * width, panels * width, width, [1, 1, k, 0, 0, 1, 0, 0, width])
+        rate = self.measure(
+            (1, vectors), grid, k, k, panels * k * width, panels * width, width, [1, 1, k, 0, 0, 1, 0, 0, width]
+        )
         reader = Library(read_loop(self.target), self.target, ["read"])
         function = reader.function("read", 3)
         x, out = aligned((128 << 20) // 4, dtypes.INT32), aligned(256, dtypes.INT32)

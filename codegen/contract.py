@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,21 +44,56 @@ TYPES = {dtypes.FLOAT32: "float", dtypes.FLOAT64: "double", dtypes.INT32: "i32",
 # -- Tiles -----------------------------------------------------------------------------------------
 
 WIDE = ((8, 3), (6, 4), (14, 2))  # with 32 vector registers
-NARROW = ((4, 3), (6, 2), (3, 3), (4, 2))  # with 16
+WHOLE = ((6, 4), (8, 3))  # with 32, for integers: 8x3 reaches 0.84 of the peak, 6x4 0.93
+NARROW = ((6, 2), (4, 3))  # with 16
+SMALL = ((3, 3), (4, 2), (2, 1))  # where a product needs registers of its own
 
 FMA_RATE, LOAD_RATE, LATENCY = 2.0, 2.0, 4.0  # vectors per cycle, and cycles until a sum can be added to again
+ALIAS, WAYS = 4096, 8  # addresses this far apart share a set of an L1 cache with this many ways
 
 
 def main_tiles(target: Target, dtype: np.dtype) -> tuple[tuple[int, int], ...]:
-    """The tiles (rows, vectors) that run near the peak, the most robust first."""
-    among = WIDE if target.vector_registers >= 32 else NARROW
+    """The tiles (rows, vectors) that run near the peak. The first is right for any K and any row stride."""
+    wide = WIDE if dtypes.is_float(dtype) else WHOLE
+    among = wide if target.vector_registers >= 32 else NARROW
     fitting = tuple(tile for tile in among if fits(target, dtype, *tile))
-    return fitting or ((2, 1),)
+    return fitting or tuple(tile for tile in SMALL if fits(target, dtype, *tile))[:1]
 
 
-def tile_shapes(
-    target: Target, dtype: np.dtype, main: tuple[int, int] | None = None
-) -> tuple[tuple[int, int], ...]:
+def choose_tile(
+    target: Target, dtype: np.dtype, rows: int, columns: int, row_bytes: int | None = None
+) -> tuple[int, int]:
+    """The main tile that wastes least on a C of rows x columns.
+
+    `row_bytes` is the distance between rows of A that are read in place: 14 rows a multiple of 4 KB apart want 14
+    lines of one L1 set, which has 8, and three quarters of the peak is left.
+    """
+    lanes = target.lanes(dtype)
+
+    def cost(tile: tuple[int, int]) -> float:
+        shapes = tile_shapes(target, dtype, tile)
+        heights = _pieces(rows, sorted({height for height, _ in shapes}, reverse=True))
+        widths = _pieces(-(-columns // lanes), sorted({width for _, width in shapes}, reverse=True))
+        total = sum(
+            many * times * height * width / efficiency(target, dtype, height, width)
+            for height, many in heights
+            for width, times in widths
+        )
+        return total / 0.75 if tile[0] > WAYS and row_bytes and row_bytes % ALIAS == 0 else total
+
+    return min(main_tiles(target, dtype), key=cost)
+
+
+def _pieces(extent: int, sizes: list[int]) -> list[tuple[int, int]]:
+    """How often each size, largest first, goes into what the ones before it leave."""
+    found = []
+    for size in sizes:
+        found.append((size, extent // size))
+        extent %= size
+    return found
+
+
+def tile_shapes(target: Target, dtype: np.dtype, main: tuple[int, int] | None = None) -> tuple[tuple[int, int], ...]:
     """The main tile, then those for what remains at the edges: fewer rows by halves, and then fewer vectors."""
     rows, vectors = main or main_tiles(target, dtype)[0]
     heights = []
@@ -165,10 +201,10 @@ def _entry(k: _Kernel) -> Iterator[str]:
     yield "  %n01 = mul i64 %n0, %n1"
     yield "  %n = mul i64 %n01, %n2"
     yield "  %empty = icmp eq i64 %n, 0"
-    for axis in "ab":  # from the last step of axis 1 to the next step of axis 0
-        yield f"  %{axis}.run = mul i64 %{axis}1, %n1"
-        yield f"  %{axis}.rise = add i64 %{axis}0, %{axis}1"
-        yield f"  %{axis}.turn = sub i64 %{axis}.rise, %{axis}.run"
+    for side in "ab":  # from the last step of side 1 to the next step of side 0
+        yield f"  %{side}.run = mul i64 %{side}1, %n1"
+        yield f"  %{side}.rise = add i64 %{side}0, %{side}1"
+        yield f"  %{side}.turn = sub i64 %{side}.rise, %{side}.run"
     yield "  %fresh = icmp eq i64 %accumulate, 0"
     yield "  br i1 %fresh, label %begin, label %resume"
     yield "resume:"
@@ -222,8 +258,9 @@ def _inner(k: _Kernel) -> Iterator[str]:
         yield from _broadcast(k, f"v{i}", f"%p{i - i % k.reach}", i % k.reach)
         for j in range(k.vectors):
             yield from _multiply_add(k, f"{i}.{j}", f"%v{i}", f"%w{j}")
+    step = str(size) if k.unit_a else "%a2"
     for i in pointers:
-        yield f"  %p{i}.next = getelementptr i8, ptr %p{i}, i64 {size if k.unit_a else '%a2'}"
+        yield f"  %p{i}.next = getelementptr i8, ptr %p{i}, i64 {step}"
     yield "  %pb.next = getelementptr i8, ptr %pb, i64 %b2"
     yield "  %i2.next = add i64 %i2, -1"
     yield "  %i2.end = icmp eq i64 %i2.next, 0"
@@ -278,12 +315,12 @@ def _finish(k: _Kernel) -> Iterator[str]:
 
 
 def reference(
-    a: npt.NDArray[np.generic], a_row: int, b: npt.NDArray[np.generic], rows: int, columns: int, loops: tuple[int, ...]
-) -> npt.NDArray[np.generic]:
+    a: npt.NDArray[Any], a_row: int, b: npt.NDArray[Any], rows: int, columns: int, loops: tuple[int, ...]
+) -> npt.NDArray[Any]:
     """What the kernel adds up, for flat arrays `a` and `b` that begin where its pointers do."""
     extents, a_strides, b_strides = loops[:3], loops[3:6], loops[6:]
     k = np.indices(extents).reshape(3, -1)
     a_at = np.arange(rows)[:, None] * a_row + np.asarray(a_strides) @ k
     b_at = (np.asarray(b_strides) @ k)[:, None] + np.arange(columns)
-    result: npt.NDArray[np.generic] = a[a_at] @ b[b_at]
+    result: npt.NDArray[Any] = a[a_at] @ b[b_at]
     return result

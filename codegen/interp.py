@@ -226,9 +226,8 @@ class _Machine:
     def fetched(self, buffer: Buffer, at: Array) -> Array:
         """Elements of a buffer; those at which no lane is active may be anywhere, and are 0."""
         memory = self.memory[buffer]
-        wanted = np.broadcast_to(self.active, at.shape) if self.active.size != 1 or at.size == 0 else None
-        if wanted is None:
-            wanted = np.full(at.shape, bool(self.active[0]))
+        uniform = at.shape == (1,) or self.active.shape == (1,)
+        wanted = np.full(at.shape, self.active.any()) if uniform else self.active
         inside = (at >= 0) & (at < memory.size)
         if (wanted & ~inside).any():
             raise Fault(f"{buffer.name}[{at[wanted & ~inside][0]}] of {memory.size}")

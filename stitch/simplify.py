@@ -636,12 +636,18 @@ def _relabelled(r: Rewriter, s: Step) -> Value | None:
 
 
 def _without_ones(r: Rewriter, s: Step) -> Value | None:
-    """contract(a [n, 1, k], b [k, m]) -> reshape(contract(a [n, k], b [k, m]))."""
+    """contract(a [n, 1, k], b [k, m]) -> reshape(contract(a [n, k], b [k, m])).
+
+    Not of a window, which it would part from its contraction, unless that reuses nothing then.
+    """
     if (labels := _labels(s)) is None:
         return None
     a, b, out = labels
     ones = {lab for v, ls in zip(s.inputs, (a, b), strict=True) for lab, d in zip(ls, v.shape, strict=True) if d == 1}
     if not ones:
+        return None
+    reused = [set(out) & set(x) - set(y) - ones for x, y in ((a, b), (b, a))]
+    if all(reused) and any(r.maker(v, "window") for v in s.inputs):
         return None
     operands = [
         r.reshape(v, [d for lab, d in zip(ls, v.shape, strict=True) if lab not in ones])
@@ -769,11 +775,6 @@ def _weight(v: Value) -> float:
     return float(dims.evaluate(v.bytes, _Guess()))
 
 
-def _perm_of(r: Rewriter, v: Value) -> Perm | None:
-    node = r.maker(v, "transpose")
-    return node.attrs["perm"] if node is not None else None
-
-
 def _relaying(r: Rewriter, v: Value, perm: Perm) -> float:
     """The bytes that it takes to transpose `v`: none for constants, or if that is done already; little for what is
     broadcast. What is done already counts in one direction only, lest a node goes back and forth."""
@@ -787,17 +788,22 @@ def _relaying(r: Rewriter, v: Value, perm: Perm) -> float:
     return 0.0
 
 
+def _undone(r: Rewriter, v: Value, perm: Perm) -> bool:
+    """Whether `v` is a transpose that `perm` undoes, but for axes of extent 1."""
+    node = r.maker(v, "transpose")
+    return node is not None and _stays([node.attrs["perm"][p] for p in perm], node.inputs[0].shape)
+
+
 def _shared_perm(r: Rewriter, inputs: Sequence[Value]) -> Perm | None:
     """The permutation that operands are transposes by, if undoing it on all of them moves fewer bytes than it saves."""
-    gains: dict[Perm, float] = {}
-    for v in inputs:
-        if (perm := _perm_of(r, v)) is not None:
-            gains[perm] = gains.get(perm, 0.0) + _weight(v)
-    if not gains:
-        return None
-    best = max(gains, key=lambda p: gains[p])
-    cost = sum(_relaying(r, v, _inverse(best)) for v in inputs if _perm_of(r, v) != best)
-    return best if cost < gains[best] else None
+    perms = {node.attrs["perm"]: None for v in inputs if (node := r.maker(v, "transpose")) is not None}
+    best, most = None, 0.0
+    for perm in perms:
+        back = _inverse(perm)
+        saved = sum(_weight(v) if _undone(r, v, back) else -_relaying(r, v, back) for v in inputs)
+        if saved > most:
+            best, most = perm, saved
+    return best
 
 
 def _sunk_elementwise(r: Rewriter, s: Step) -> Value | None:

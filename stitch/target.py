@@ -154,8 +154,6 @@ NAMES = {
     "neon": _named("aarch64-unknown-linux-gnu", "generic", ("neon",), 128),
 }
 
-_SETTINGS = {"cores": "cores", "l1": "l1_bytes", "l2": "l2_bytes", "l3": "l3_bytes"}
-
 
 def parse(text: str) -> Target:
     """The target that `text` describes: a short name, or what `str` gives, or either followed by settings."""
@@ -169,13 +167,21 @@ def parse(text: str) -> Target:
     else:
         known = _words([*NAMES, "host"])
         raise ValueError(f"there is no target {head!r}; use {known}, or triple/cpu/bits/features as str(target) prints")
-    changes = {}
     for setting in settings:
         name, _, value = setting.partition("=")
-        if name not in _SETTINGS:
-            raise ValueError(f"{setting!r} is not a setting of a target; there are {_words(_SETTINGS)}, as cores=4")
-        changes[_SETTINGS[name]] = _whole(value, setting)
-    return replace(target, **changes)
+        number = _whole(value, setting)
+        match name:
+            case "cores":
+                target = replace(target, cores=number)
+            case "l1":
+                target = replace(target, l1_bytes=number)
+            case "l2":
+                target = replace(target, l2_bytes=number)
+            case "l3":
+                target = replace(target, l3_bytes=number)
+            case _:
+                raise ValueError(f"{setting!r} is not a setting of a target; there are cores, l1, l2, l3, as cores=4")
+    return target
 
 
 def _described(head: str) -> Target:
@@ -210,9 +216,7 @@ def from_host(
 ) -> Target:
     """A target from raw facts: LLVM's triple, cpu name and features (True if present). The rest is read if None."""
     arch = triple.split("-")[0]
-    named = tuple(
-        ("+" if features[name] else "-") + name for name in RELEVANT.get(arch, ()) if name in features
-    )
+    named = tuple(("+" if features[name] else "-") + name for name in RELEVANT.get(arch, ()) if name in features)
     target = Target(triple, cpu, named, 128, cores or count_cores())
     if target.is_x86:
         target = replace(target, vector_bits=target._widest)
@@ -242,14 +246,9 @@ def detect(cpuinfo: Path = Path("/proc/cpuinfo")) -> Target:
     return from_host(triple, cpu, {name: name in flags for name in RELEVANT.get(arch, ())})
 
 
-def count_cores(
-    groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> int:
+def count_cores(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
     """Cores that this process may use: its affinity, and its control group's quota rounded up."""
-    if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(allowed, cpu_quota(groups, membership))))
 
 

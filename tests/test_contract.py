@@ -1,0 +1,231 @@
+"""Micro-kernels: compiled for each target that runs here and compared with numpy; the others' assembly is read."""
+
+import ctypes
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from stitch import dtypes
+from stitch.codegen.contract import (
+    TYPES,
+    choose_tile,
+    efficiency,
+    emit_micro_kernel,
+    fits,
+    main_tiles,
+    reference,
+    tile_shapes,
+)
+from stitch.target import NAMES, Target, from_host, parse
+
+Array = npt.NDArray[Any]
+
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+
+HOST = from_host(llvm.get_process_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features()))
+
+
+def runs_here(target: Target) -> bool:
+    return target.arch == HOST.arch and all(f == "+sse2" or f in HOST.features for f in target.features)
+
+
+HERE = {"host": HOST, **{name: target for name, target in NAMES.items() if runs_here(target)}}
+DTYPES = [d.name for d in TYPES]
+
+
+def machine(target: Target) -> llvm.TargetMachine:
+    where = llvm.Target.from_triple(target.triple)
+    features = ",".join(target.features)
+    return where.create_target_machine(cpu=target.cpu, features=features, opt=2, reloc="pic", codemodel="small")
+
+
+@cache
+def library(name: str, dtype: np.dtype) -> tuple[object, dict[tuple[int, int, bool], Callable[..., None]]]:
+    """Every tile of a target and dtype, compiled together; the first of the pair keeps the code alive."""
+    target = HERE[name]
+    shapes = sorted({shape for main in main_tiles(target, dtype) for shape in tile_shapes(target, dtype, main)})
+    wanted = {(*shape, unit): f"k{shape[0]}_{shape[1]}_{int(unit)}" for shape in shapes for unit in (True, False)}
+    text = "\n".join(emit_micro_kernel(label, target, dtype, *key) for key, label in wanted.items())
+    module = llvm.parse_assembly(text)
+    module.verify()
+    builder = llvm.JITLibraryBuilder().add_object_img(machine(target).emit_object(module))
+    for label in wanted.values():
+        builder.export_symbol(label)
+    compiler = llvm.create_lljit_compiler()
+    tracker = builder.link(compiler, "kernels")
+    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)
+    return (compiler, tracker), {key: kind(tracker[label]) for key, label in wanted.items()}
+
+
+def numbers(count: int, dtype: np.dtype, seed: int) -> Array:
+    """Small integers: every sum is exact, so that any order of adding gives the same."""
+    return np.random.default_rng(seed).integers(-4, 5, count).astype(dtype)
+
+
+def at(array: Array) -> int:
+    return int(array.ctypes.data)
+
+
+# name: (row stride of A, loops), with NR for the width of B's rows
+NESTS: dict[str, Callable[[int], tuple[int, list[int]]]] = {
+    "matmul": lambda nr: (37, [1, 1, 37, 0, 0, 1, 0, 0, nr]),
+    "matmul, B in place": lambda nr: (19, [1, 1, 17, 0, 0, 1, 0, 0, nr + 5]),
+    "transposed A": lambda nr: (1, [1, 1, 13, 0, 0, 20, 0, 0, nr]),
+    "convolution": lambda nr: (6, [3, 2, 5, 120, 6, 1, 10 * nr, 5 * nr, nr]),
+    "strided convolution, channels first": lambda nr: (2, [3, 2, 4, 40, 1, 130, 8 * nr, nr, 2 * nr]),
+    "blocks": lambda nr: (0, [2, 3, 4, 24, 4, 1, 12 * nr, 4 * nr, nr]),
+    "backwards": lambda nr: (9, [1, 2, 3, 0, 3, 1, 0, -3 * nr, nr]),
+    "nothing": lambda nr: (9, [2, 0, 3, 1, 1, 1, 1, 1, 1]),
+    "nothing innermost": lambda nr: (9, [2, 2, 0, 1, 1, 1, 1, 1, 1]),
+    "nothing outermost": lambda nr: (9, [0, 2, 2, 1, 1, 1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("nest", NESTS)
+@pytest.mark.parametrize("dtype_name", DTYPES)
+@pytest.mark.parametrize("name", HERE)
+def test_against_numpy(name: str, dtype_name: str, nest: str) -> None:
+    dtype = dtypes.parse(dtype_name)
+    _, kernels = library(name, dtype)
+    for (rows, vectors, unit), kernel in kernels.items():
+        width = vectors * HERE[name].lanes(dtype)
+        a_row, loops = NESTS[nest](width)
+        if unit and loops[5] != 1:
+            continue
+        a, b = numbers(2000, dtype, 1), numbers(60 * (width + 5), dtype, 2)
+        # One element in: nothing is aligned. "backwards" starts in the middle of B.
+        a, b = a[1:], b[1 + (3 * width if nest == "backwards" else 0) :]
+        c_row = width + 3
+        before = numbers(rows * c_row + 1, dtype, 3)[1:]
+        packed = np.array(loops, np.int64)
+        if nest == "backwards":
+            want = sum_backwards(a, a_row, b, rows, width, loops)
+        else:
+            want = reference(a, a_row, b, rows, width, tuple(loops))
+        for accumulate in (0, 1):
+            c = before.copy()
+            kernel(at(a), a_row, at(b), at(c), c_row, at(packed), accumulate)
+            expected = before.copy()
+            tile = np.lib.stride_tricks.as_strided(expected, (rows, width), (c_row * dtype.itemsize, dtype.itemsize))
+            tile[...] = tile + want if accumulate else want
+            np.testing.assert_array_equal(c, expected, err_msg=f"{rows}x{vectors} unit={unit} {accumulate=}")
+
+
+def sum_backwards(a: Array, a_row: int, b: Array, rows: int, width: int, loops: list[int]) -> Array:
+    """`reference` cannot reach before the start of an array: move its start."""
+    whole = b.base
+    assert isinstance(whole, np.ndarray)
+    moved = whole[1:]
+    extents, step = loops[:3], 3 * width
+    later = reference(a[loops[4] :], a_row, moved, rows, width, (1, 1, extents[2], *loops[3:]))
+    first = reference(a, a_row, moved[step:], rows, width, (1, 1, extents[2], *loops[3:]))
+    total: Array = first + later
+    return total
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_row_has_the_same_bits_in_every_tile_and_blocking(name: str) -> None:
+    _, kernels = library(name, dtypes.FLOAT32)
+    random = np.random.default_rng(5)
+    a, lanes, k = random.standard_normal((14, 100), np.float32), HERE[name].lanes(dtypes.FLOAT32), 100
+    b = random.standard_normal((k, lanes * 4), np.float32)
+    found = []
+    for (rows, vectors, _), kernel in kernels.items():
+        for pieces in ([100], [33, 67]):
+            c = np.full((rows, vectors * lanes), np.nan, np.float32)
+            start = 0
+            for piece in pieces:
+                loops = np.array([1, 1, piece, 0, 0, 1, 0, 0, lanes * 4], np.int64)
+                kernel(at(a[:, start:]), k, at(b[start:]), at(c), vectors * lanes, at(loops), start)
+                start += piece
+            found.append(c[0, :lanes].copy())
+            np.testing.assert_allclose(c, a[:rows] @ b[:, : vectors * lanes], rtol=1e-4, atol=1e-4)
+    for bits in found:
+        np.testing.assert_array_equal(bits, found[0])
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_infinities_and_nans_pass(name: str) -> None:
+    _, kernels = library(name, dtypes.FLOAT32)
+    (rows, vectors, _), kernel = next(item for item in kernels.items() if item[0][2])
+    width = vectors * HERE[name].lanes(dtypes.FLOAT32)
+    a, b = np.ones((rows, 2), np.float32), np.ones((2, width), np.float32)
+    b[0, :3], b[1, :3] = [np.inf, np.inf, np.nan], [1, -np.inf, 1]
+    c = np.zeros((rows, width), np.float32)
+    loops = np.array([1, 1, 2, 0, 0, 1, 0, 0, width], np.int64)
+    kernel(at(a), 2, at(b), at(c), width, at(loops), 0)
+    np.testing.assert_array_equal(c[0, :4], np.array([np.inf, np.nan, np.nan, 2], np.float32))
+
+
+def innermost(assembly: str) -> str:
+    """The body of the one block that jumps to itself."""
+    parts = re.split(r"^(\.LBB\d+_\d+):.*$", assembly, flags=re.MULTILINE)
+    found = []
+    for label, block in zip(parts[1::2], parts[2::2], strict=True):
+        jump = re.search(r"^\s*(j\w+|b\.\w+|cbn?z\s+\w+,)\s*" + re.escape(label) + r"\b", block, re.MULTILINE)
+        if jump:
+            found.append(block[: jump.end()])
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize("dtype_name", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_spills_in_the_innermost_loop(name: str, dtype_name: str) -> None:
+    target, dtype = parse(name), dtypes.parse(dtype_name)
+    for tile in main_tiles(target, dtype):
+        for unit in (True, False):
+            module = llvm.parse_assembly(emit_micro_kernel("kernel", target, dtype, *tile, unit))
+            body = innermost(machine(target).emit_assembly(module))
+            assert not re.search(r"\(%[re]sp|\[sp", body), f"{tile}\n{body}"
+            if dtypes.is_float(dtype) and target.fma:
+                fused = "fmla" if name == "neon" else "vfmadd"
+                assert len(re.findall(fused, body)) == tile[0] * tile[1]
+
+
+@pytest.mark.parametrize("dtype_name", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_tiles(name: str, dtype_name: str) -> None:
+    target, dtype = parse(name), dtypes.parse(dtype_name)
+    shapes = tile_shapes(target, dtype)
+    main = main_tiles(target, dtype)[0]
+    assert shapes[0] == main
+    assert len(set(shapes)) == len(shapes)
+    assert {vectors for _, vectors in shapes} == set(range(1, main[1] + 1))
+    assert all((1, vectors) in shapes for _, vectors in shapes)
+    for shape in shapes:
+        assert fits(target, dtype, *shape)
+        assert 0 < efficiency(target, dtype, *shape) <= efficiency(target, dtype, *main)
+
+
+def test_choice_of_a_tile() -> None:
+    target = parse("avx512")
+    assert choose_tile(target, dtypes.FLOAT32, 128, 768) == (8, 3)
+    assert choose_tile(target, dtypes.FLOAT32, 56, 64) == (14, 2)
+    assert choose_tile(target, dtypes.FLOAT32, 56, 64, row_bytes=12288) != (14, 2)
+    assert choose_tile(target, dtypes.FLOAT32, 6, 64) == (6, 4)
+
+
+def test_large_tiles_do_not_fit() -> None:
+    target = parse("avx2")
+    assert not fits(target, dtypes.FLOAT32, 8, 2)
+    assert efficiency(target, dtypes.FLOAT32, 8, 2) == 0.5
+
+
+def test_what_cannot_be_emitted() -> None:
+    with pytest.raises(ValueError, match="no micro-kernel for float16; there is one for float32, float64"):
+        emit_micro_kernel("k", HOST, dtypes.FLOAT16, 1, 1, True)
+    with pytest.raises(ValueError, match="0x2 vectors is empty"):
+        emit_micro_kernel("k", HOST, dtypes.FLOAT32, 0, 2, True)
+
+
+def test_linkage() -> None:
+    text = emit_micro_kernel("k", HOST, dtypes.FLOAT32, 1, 1, True, "internal")
+    assert text.startswith("define internal void @k(ptr %a, ")
