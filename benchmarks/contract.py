@@ -211,11 +211,11 @@ class Bench:
         work = 2.0 * np.prod(grid[:3]) * np.prod(loops[:3]) * tile[0] * tile[1] * self.lanes
         return float(work / best(run, 1) * 1e-9)
 
-    def matmul(self, tile: tuple[int, int], k: int, packed: bool = False) -> float:
-        """About 96 rows and 2 panels; `packed` A has its rows side by side in memory, a cache line apart or more."""
+    def matmul(self, tile: tuple[int, int], k: int, spread: bool = False) -> float:
+        """About 96 rows and 2 panels; `spread` puts the rows of A a cache line further apart."""
         rows, width = tile[0], tile[1] * self.lanes
         tiles = max(1, 96 // rows)
-        row = k + 16 if packed else k
+        row = k + 16 if spread else k
         grid = [2, tiles, 1, 0, rows * row, 0, k * width, 0, 0, width, rows * 2 * width, 0]
         loops = [1, 1, k, 0, 0, 1, 0, 0, width]
         m = tiles * rows
@@ -304,7 +304,7 @@ def main() -> None:
             for k in (64, 256, 768, 3072):
                 rate, peak = bench.matmul(tile, k), bench.peak()
                 print(f"{shape} matmul K={k:<8d} {rate:7.1f} GFLOP/s  peak {rate / peak:5.2f}  estimate {estimate:.2f}")
-            rate, peak = bench.matmul(tile, 3072, packed=True), bench.peak()
+            rate, peak = bench.matmul(tile, 3072, spread=True), bench.peak()
             print(f"{shape} matmul K=3072+16  {rate:7.1f} GFLOP/s  peak {rate / peak:5.2f}  estimate {estimate:.2f}")
         if "conv" in only:
             for side, channels in ((56, 64), (28, 128), (14, 256), (7, 512)):

@@ -16,9 +16,9 @@ import numpy as np
 from stitch import dims, plan
 from stitch.codegen import entry, kernels, llvm
 from stitch.codegen.entry import KernelCall, PhaseCall, Place
+from stitch.codegen.constants import Panels, Relaid
 from stitch.codegen.kernels import Lowered
 from stitch.codegen.loops import render
-from stitch.codegen.tiling import Panels
 from stitch.dims import Dim
 from stitch.graph import Graph, Guard, Node, Value
 from stitch.stitching.schedule import Kernel, Stitched
@@ -148,7 +148,7 @@ class _Assembly:
     def _place_constants(self, lowered: Mapping[str, Lowered]) -> None:
         for low in lowered.values():
             for p in low.parameters:
-                if isinstance(p, Panels):
+                if isinstance(p, Panels | Relaid):
                     array = self.flow.producer[p.value].attrs["array"]
                     self.blob.place(p, p.size * array.itemsize, lambda p=p, array=array: p.pack(array))  # type: ignore[misc]
                 elif p in self.flow.producer and self.flow.producer[p].prim == "const":
@@ -267,8 +267,8 @@ class _Assembly:
             self.codes[text] = llvm.emit(replace(low.program, name=f"stitch_k{len(self.codes)}"), self.target)
         return self.codes[text]
 
-    def _locate(self, p: Value | Panels, offsets: Mapping[Value, Dim]) -> Place:
-        if isinstance(p, Panels):
+    def _locate(self, p: Value | Panels | Relaid, offsets: Mapping[Value, Dim]) -> Place:
+        if isinstance(p, Panels | Relaid):
             return Place("slot", self.constant_slot, self.blob.offsets[p])
         if p in self.slot_of and not (p in self.flow.producer and self.flow.producer[p].prim == "const"):
             return Place("slot", self.slot_of[p], 0)

@@ -44,7 +44,7 @@ TYPES = {dtypes.FLOAT32: "float", dtypes.FLOAT64: "double", dtypes.INT32: "i32",
 # -- Tiles -----------------------------------------------------------------------------------------
 
 WIDE = ((8, 3), (6, 4), (14, 2))  # with 32 vector registers
-WHOLE = ((6, 4), (8, 3))  # with 32, for integers: 8x3 reaches 0.84 of the peak, 6x4 0.93
+WHOLE = ((6, 4),)  # with 32, for integers, of which 8x3 reaches only 0.82 of the peak
 NARROW = ((6, 2), (4, 3))  # with 16
 SMALL = ((3, 3), (4, 2), (2, 1))  # where a product needs registers of its own
 
@@ -128,8 +128,10 @@ def efficiency(target: Target, dtype: np.dtype, rows: int, vectors: int) -> floa
 
     One k takes the longest of  rows * vectors / FMA_RATE  multiply-adds,  (rows + vectors) / LOAD_RATE  loads, and
     LATENCY, since the next k adds to the same accumulators; the share is the first of these over the longest. A tile
-    that does not fit the registers is taken to lose half. Cores that split their widest vectors (512 bits on Zen 4)
-    do better than this with thin tiles, none does worse.
+    that does not fit the registers is taken to lose half.
+
+    Not modelled: cores that split their widest vectors (Zen 4 at 512 bits) do better with thin tiles, SSE2's copies
+    and shuffles cost a fifth, and one row reads the panel from L2 no faster than about half of the peak.
     """
     work = rows * vectors / FMA_RATE
     share = work / max(work, (rows + vectors) / LOAD_RATE, LATENCY)

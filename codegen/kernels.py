@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from stitch import access, dims, dtypes
 from stitch.access import Index
 from stitch.codegen import mapping, tiling
+from stitch.codegen.constants import Constant
 from stitch.codegen.loops import (
     Apply, Buffer, Define, Expr, Literal, Local, Phase, Position, Program, Read, Stmt, Store, Use, expressions, walk,
 )  # fmt: skip
 from stitch.codegen.lower import Names, Nest, nests
-from stitch.codegen.tiling import Panels
 from stitch.dims import Dim
 from stitch.graph import Node, Value
 from stitch.stitching.schedule import Kernel
@@ -24,7 +24,7 @@ class Lowered:
     """A program, and what each of its parameters is."""
 
     program: Program
-    parameters: tuple[Value | Panels, ...]
+    parameters: tuple[Value | Constant, ...]
 
 
 def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
@@ -34,7 +34,7 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
     names = Names(kernel, flow)
     phases: list[Phase] = []
     tiles: list[Buffer] = []
-    packed: dict[Buffer, Panels] = {}
+    packed: dict[Buffer, Constant] = {}
     for part in kernel.phases:
         names.tiles.clear()
         names.registers.clear()
@@ -42,16 +42,19 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
             loops, own, panels = tiling.phase(names, part, target)
             packed |= panels
         else:
-            loops, own = mapping.phase(part.parallel, nests(names, part), target)
+            work = nests(names, part)
+            fixed = {b: v for v, b in names.buffers.items() if v in flow.producer and flow.producer[v].prim == "const"}
+            loops, own, relaid = mapping.phase(part.parallel, work, target, fixed)
+            packed |= relaid
         phases.append(loops)
         tiles += own
     used = {b for p in phases for b in _buffers(p)}
-    given: dict[Buffer, Value | Panels] = {b: v for v, b in names.buffers.items() if b in used}
+    given: dict[Buffer, Value | Constant] = {b: v for v, b in names.buffers.items() if b in used}
     given |= packed
     return _program(phases, tuple(tiles), given)
 
 
-def _program(phases: list[Phase], tiles: tuple[Buffer, ...], given: dict[Buffer, Value | Panels]) -> Lowered:
+def _program(phases: list[Phase], tiles: tuple[Buffer, ...], given: dict[Buffer, Value | Constant]) -> Lowered:
     program = Program("kernel", tuple(given), tiles, tuple(phases), symbols(phases, (*given, *tiles)))
     program.check()
     return Lowered(program, tuple(given.values()))
@@ -146,7 +149,7 @@ def scatter(node: Node, target: Target) -> Lowered:
     out = node.output
     axes = node.attrs["axes"]
     to = Buffer("out", out.dtype, out.size)
-    given: dict[Buffer, Value | Panels] = {to: out}
+    given: dict[Buffer, Value | Constant] = {to: out}
     read: dict[Value, Buffer] = {}
     for v in node.inputs:
         if v not in read:
@@ -154,7 +157,7 @@ def scatter(node: Node, target: Target) -> Lowered:
             given[read[v]] = v
     flat = access.Axis("i", out.size)
     copy = Nest((), (), (Store(to, access.of(flat), Read(read[data], access.of(flat))),))
-    first, _ = mapping.phase((flat,), [copy], target)
+    first, _, _ = mapping.phase((flat,), [copy], target)
 
     moving = [access.Axis("u", d) for d in places[0].shape]
     rest = [access.Axis("r", data.shape[k]) for k in range(data.rank) if k not in axes]

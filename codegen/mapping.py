@@ -11,14 +11,16 @@ otherwise, weighted by how often the group runs, and by how many lanes of the la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 from stitch import access, dims
 from stitch.access import Axis, Index
-from stitch.codegen.loops import Buffer, Clip, Fold, Local, Loop, Phase, Stmt, Use
+from stitch.codegen.constants import Constant, Relaid
+from stitch.codegen.loops import Buffer, Clip, Expr, Fold, Local, Loop, Phase, Read, Stmt, Use
 from stitch.codegen.lower import Nest, Rewriter, cost, indices
 from stitch.dims import Dim
+from stitch.graph import Value
 from stitch.stitching.schemes import estimate
 from stitch.target import Target
 
@@ -32,17 +34,47 @@ GATHER = 12.0
 """Cost of a strided vector access, in contiguous ones."""
 
 
-def phase(parallel: Sequence[Axis], nests: Sequence[Nest], target: Target) -> tuple[Phase, tuple[Buffer, ...]]:
-    """The phase's loops, and its tiles."""
+def phase(
+    parallel: Sequence[Axis], nests: Sequence[Nest], target: Target, constants: Mapping[Buffer, Value] | None = None
+) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Constant]]:
+    """The phase's loops, its tiles, and the constants that it reads in an order of its own."""
+    fixed = constants or {}
     axes, work = merge(tuple(parallel), tuple(nests))
     lanes = target.vector_bits // 32
-    own = sum(weight(n, axes) * min([_axis_cost(n, a, lanes) for a in (*n.kept, *n.reduced)] or [_scalar(n)]) for n in work)
-    best = min(axes, key=lambda a: sum(weight(n, axes) * _axis_cost(n, a, lanes) for n in work), default=None)
-    across = sum(weight(n, axes) * _axis_cost(n, best, lanes) for n in work) if best is not None else float("inf")
-    if best is not None and across <= own:
-        return _across(axes, best, work, lanes)
-    body = tuple(s for n in work for s in _rows(n, lanes))
-    return Phase(axes, body, grain(work)), tiles_of(work)
+    price = lambda n, a: _axis_cost(n, a, lanes, fixed)  # noqa: E731
+    own = [min((*n.kept, *n.reduced), key=lambda a: price(n, a), default=None) for n in work]
+    rows = sum(weight(n, axes) * (price(n, a) if a is not None else _scalar(n)) for n, a in zip(work, own, strict=True))
+    across = {a: sum(weight(n, axes) * price(n, a) for n in work) for a in axes}
+    best = min(axes, key=across.__getitem__, default=None)
+    relaid: dict[Buffer, Constant] = {}
+    if best is not None and across[best] <= rows:
+        work = tuple(_relay(n, best, fixed, relaid) for n in work)
+        loops_, tiles = _across(axes, best, work, lanes)
+        return loops_, tiles, relaid
+    work = tuple(_relay(n, a, fixed, relaid) for n, a in zip(work, own, strict=True))
+    body = tuple(s for n, a in zip(work, own, strict=True) for s in ((*n.body, *n.after) if a is None else loops(n, a)))
+    return Phase(axes, body, grain(work)), tiles_of(work), relaid
+
+
+def _relay(n: Nest, vector: Axis | None, constants: Mapping[Buffer, Value], found: dict[Buffer, Constant]) -> Nest:
+    """The nest reading constants along `vector` from copies in which that axis is contiguous."""
+
+    def layout(e: Read) -> Read:
+        c = e.index.coefficient(vector) if vector is not None else 0
+        fixed = all(isinstance(v, Axis) and isinstance(v.extent, int) and isinstance(k, int) for v, k in e.index.terms)
+        if e.buffer not in constants or c in (0, 1) or not fixed or not isinstance(e.index.offset, int):
+            return e
+        terms = sorted(e.index.terms, key=lambda t: (t[0] is vector, -t[1]))  # type: ignore[operator]
+        order = [v for v, _ in terms if isinstance(v, Axis)]
+        constant = Relaid(constants[e.buffer], e.index.offset, tuple((v.extent, k) for v, (_, k) in zip(order, terms, strict=True)))  # type: ignore[misc]  # fmt: skip
+        buffer = next((b for b, k in found.items() if k == constant), None)
+        if buffer is None:
+            buffer = Buffer("c", e.buffer.dtype, constant.size)
+            found[buffer] = constant
+        steps = access.strides([v.extent for v in order])
+        return Read(buffer, access.index(0, *zip(order, steps, strict=True)))
+
+    return Reader(layout).nest(n, {})
 
 
 def grain(nests: Sequence[Nest], points: Dim = 1) -> Dim:
@@ -102,7 +134,7 @@ def _joining(outer: Axis, inner: Axis) -> tuple[Axis, Rewriter, dict[Axis, Axis 
 # ------------------------------------------------------------------ choosing the vector axis
 
 
-def _axis_cost(n: Nest, axis: Axis, lanes: int) -> float:
+def _axis_cost(n: Nest, axis: Axis, lanes: int, constants: Container[Buffer] = ()) -> float:
     """Cost per element of a nest whose vector axis is `axis`."""
     total = cost(n)
     for buffer, i, is_store in indices(n):
@@ -112,7 +144,7 @@ def _axis_cost(n: Nest, axis: Axis, lanes: int) -> float:
             total += 0.5 if c != 0 else 0.0
         elif buffer.space == "tile":
             total += 1.0
-        elif c == 1 and not local:
+        elif (c == 1 or (c != 0 and buffer in constants)) and not local:
             total += 2.0
         elif c == 0:
             total += GATHER if is_store and axis not in n.reduced else 0.3
@@ -137,15 +169,6 @@ def unroll(n: Nest, reduces: bool) -> int:
 
 
 # ------------------------------------------------------------------ loops
-
-
-def _rows(n: Nest, lanes: int) -> tuple[Stmt, ...]:
-    """A nest whose vector axis is one of its own."""
-    axes = (*n.kept, *n.reduced)
-    if not axes:
-        return (*n.body, *n.after)
-    vector = min(axes, key=lambda a: _axis_cost(n, a, lanes))
-    return loops(n, vector)
 
 
 def loops(n: Nest, vector: Axis | None, clips: dict[Axis, Clip] | None = None, times: int | None = None) -> tuple[Stmt, ...]:
@@ -203,6 +226,18 @@ def _across(axes: tuple[Axis, ...], axis: Axis, nests: tuple[Nest, ...], lanes: 
     body = (Loop(lane, inside, (), "vector", clip, times),)
     rest = tuple(outer if a is axis else a for a in axes if a is not axis or outer is not None)
     return Phase(tuple(a for a in rest if a is not None), body, grain(moved, block)), tuple(wide.values())
+
+
+class Reader(Rewriter):
+    """Exchanges reads for others of the same elements."""
+
+    def __init__(self, read: Callable[[Read], Read]) -> None:
+        super().__init__(lambda _, i: i)
+        self.read = read
+
+    def _expr(self, e: Expr) -> Expr:
+        out = super()._expr(e)
+        return self.read(out) if isinstance(out, Read) else out
 
 
 class Retiler(Rewriter):

@@ -19,6 +19,7 @@ import numpy as np
 
 from stitch import access, dims, dtypes
 from stitch.access import Axis, Bound, Index
+from stitch.codegen.constants import Panels
 from stitch.codegen.contract import efficiency, tile_shapes
 from stitch.codegen.loops import Buffer, Clip, Contract, ContractLoop, Guarded, Loop, Phase, Read, Stmt, Store
 from stitch.codegen.lower import Names, Nest, Rewriter, indices, literal, nests
@@ -28,39 +29,6 @@ from stitch.graph import Value
 from stitch.stitching import schedule
 from stitch.stitching.schemes import estimate
 from stitch.target import Target
-
-
-@dataclass(frozen=True)
-class Panels:
-    """A constant operand packed for the micro-kernel: [lead..., panels, k..., lanes], columns padded with zeros.
-
-    `lead`, `summed`: (extent, stride in elements of the constant); `columns`: the same for the packed axis."""
-
-    value: Value
-    offset: int
-    lead: tuple[tuple[int, int], ...]
-    summed: tuple[tuple[int, int], ...]
-    columns: tuple[int, int]
-    lanes: int
-
-    @property
-    def size(self) -> int:
-        extents = [n for n, _ in (*self.lead, *self.summed)]
-        return int(np.prod(extents, dtype=np.int64)) * -(-self.columns[0] // self.lanes) * self.lanes
-
-    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The packed elements, flat."""
-        axes = (*self.lead, *self.summed, self.columns)
-        flat = np.ascontiguousarray(array).reshape(-1)[self.offset :]
-        shape, steps = [n for n, _ in axes], [s * array.itemsize for _, s in axes]
-        view = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
-        lead, summed = len(self.lead), len(self.summed)
-        n, panels = self.columns[0], -(-self.columns[0] // self.lanes)
-        out = np.zeros((*shape[:lead], panels, *shape[lead : lead + summed], self.lanes), array.dtype)
-        for p in range(panels):
-            piece = view[..., p * self.lanes : min((p + 1) * self.lanes, n)]
-            out[(slice(None),) * lead + (p, ..., slice(0, piece.shape[-1]))] = piece
-        return out.reshape(-1)
 
 
 @dataclass
@@ -84,7 +52,7 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
     (nest,) = nests(names, part)
     roles = _merge(_Roles(heavy.batch, heavy.rows, heavy.columns, heavy.summed, heavy.a.offset, heavy.b.offset, nest))
     column = _contiguous(roles) or Axis("n", 1)
-    row = max(reversed(roles.rows), key=lambda x: estimate(x.extent), default=Axis("m", 1))
+    row = max(reversed(roles.rows), key=_height, default=Axis("m", 1))
     height, vectors = choose(row.extent, column.extent, target, dtype)
     width = vectors * target.lanes(dtype)
     panel, tile = Axis("no", dims.ceil_div(column.extent, width)), Axis("mo", dims.ceil_div(row.extent, height))
@@ -208,6 +176,11 @@ def _ordered(r: _Roles) -> tuple[Axis, ...]:
     """Summed axes, the one that is contiguous in a innermost."""
     rest = [k for k in r.summed if r.a.coefficient(k) != 1]
     return (*rest, *(k for k in r.summed if r.a.coefficient(k) == 1))
+
+
+def _height(row: Axis) -> tuple[bool, int]:
+    """Order of preference for the rows of a tile: a number that fills one, before a symbol, which may be 1."""
+    return isinstance(row.extent, int) and row.extent >= 4, estimate(row.extent)
 
 
 def _clip(block: int, outer: Axis, limit: Dim) -> Clip | None:

@@ -73,7 +73,7 @@ def _feed(rng: np.random.Generator, dtype: np.dtype, shape: tuple[int, ...], exa
         return rng.integers(-4, 5, shape)
     x = (rng.integers(-8, 9, shape) / 2 if exact else rng.uniform(-1.5, 1.5, shape)).astype(np.float32)
     if special:
-        x = np.where(rng.random(shape) < 0.2, rng.choice(np.float32([np.nan, np.inf, -np.inf]), shape), x)
+        x = np.where(rng.random(shape) < 0.2, rng.choice([np.nan, np.inf, -np.inf], shape), x)
     return np.asarray(x, np.float32)
 
 
@@ -102,7 +102,8 @@ class _Maker:
         operations = [self.elementwise, self.unary, self.movement, self.movement, self.reduction, self.indexed]
         if not self.exact:
             operations += [self.contraction, self.contraction, self.reduction]
-        return self.pick(operations)()
+        made: Value | None = self.pick(operations)()
+        return made
 
     # -------------------------------------------------- elementwise
 
@@ -165,9 +166,8 @@ class _Maker:
         x = self.value()
         if x is None:
             return None
-        y: Value | None = self.pick(
-            [self.transpose, self.transpose, self.reshape, self.broadcast, self.slice, self.pad, self.concat, self.window]
-        )(x)
+        moves = [self.transpose, self.reshape, self.broadcast, self.slice, self.pad, self.concat, self.window]
+        y: Value | None = self.pick([self.transpose, *moves])(x)
         return y
 
     def transpose(self, x: Value) -> Value:

@@ -42,7 +42,7 @@ FOLDS = {"f": ("add", "mul", "max", "min"), "i": ("add", "mul", "max", "min"), "
 Array = npt.NDArray[Any]
 
 
-@dataclass
+@dataclass(repr=False)
 class Case:
     program: Program
     env: dict[str, int]

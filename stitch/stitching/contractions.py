@@ -80,13 +80,20 @@ def _ordered(out: Sequence[int], a: Sequence[int]) -> list[int]:
 
 
 def _view(flow: Flow, operand: Value, at: tuple[Index, ...], outside: Callable[[Value], bool]) -> Access:
-    """The operand as one affine view of a value in memory; otherwise it has to be put there: Blocked."""
-    if outside(operand) and operand not in flow.scalars:
-        return Access(operand, at)
-    if not flow.is_movement(operand):
-        raise Blocked(operand)
-    seen = trace(flow, [(operand, at)], outside, outside)
-    plain = len(seen.accesses) == 1 and not seen.nodes and not seen.accesses[0].guarded
-    if not plain or any(not isinstance(v, Axis) for v, _ in seen.accesses[0].offset.terms):
-        raise Blocked(operand)
-    return seen.accesses[0]
+    """The operand as one affine view of a value in memory; what is not has to be put there: Blocked.
+
+    It is the innermost such value that is put there: a window over padding needs the padding, not every window."""
+    value = operand
+    while value in flow.scalars or not outside(value):
+        if not flow.is_movement(value) or flow.producer[value].prim in ("pad", "gather"):
+            raise Blocked(value)
+        node = flow.producer[value]
+        x = node.inputs[0]
+        if node.prim == "reshape" and outside(x) and x not in flow.scalars:
+            return Access(x, (access.linear(value.shape, at),), linear=True)
+        try:
+            at = access.operand_index(node, at)
+        except access.NotAffine:
+            raise Blocked(x if flow.is_movement(x) else value) from None
+        value = x
+    return Access(value, at)
