@@ -30,7 +30,7 @@ BLOCK = 2048
 CHUNK = 20_000
 """Instructions that a chunk of tasks should hold, so that handing it out does not show (about 5 us)."""
 
-GATHER = 12.0
+GATHER = 32.0
 """Cost of a strided vector access, in contiguous ones."""
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from stitch import access, dims, dtypes
 from stitch.access import Axis, Bound, Index
 from stitch.codegen.constants import Panels
-from stitch.codegen.contract import efficiency, tile_shapes
+from stitch.codegen.contract import ALIAS, WAYS, efficiency, main_tiles
 from stitch.codegen.loops import Buffer, Clip, Contract, ContractLoop, Guarded, Loop, Phase, Read, Stmt, Store
 from stitch.codegen.lower import Names, Nest, Rewriter, indices, literal, nests
 from stitch.codegen.mapping import CHUNK, joinable, loops
@@ -53,7 +53,7 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
     roles = _merge(_Roles(heavy.batch, heavy.rows, heavy.columns, heavy.summed, heavy.a.offset, heavy.b.offset, nest))
     column = _contiguous(roles) or Axis("n", 1)
     row = max(reversed(roles.rows), key=_height, default=Axis("m", 1))
-    height, vectors = choose(row.extent, column.extent, target, dtype)
+    height, vectors = choose(row.extent, column.extent, roles.a.coefficient(row), target, dtype)
     width = vectors * target.lanes(dtype)
     panel, tile = Axis("no", dims.ceil_div(column.extent, width)), Axis("mo", dims.ceil_div(row.extent, height))
     i, j = Axis("i", height if tile.extent != 1 else row.extent), Axis("j", width)
@@ -114,24 +114,30 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
     return Phase(tasks, body, dims.ceil_div(CHUNK, work)), tuple(tiles), packed
 
 
-def choose(rows: Dim, columns: Dim, target: Target, dtype: np.dtype) -> tuple[int, int]:
-    """The register tile (rows, vectors) of least cost for these extents; symbols count as estimates."""
+def choose(rows: Dim, columns: Dim, row_stride: Dim, target: Target, dtype: np.dtype) -> tuple[int, int]:
+    """The register tile (rows, vectors) of least cost for these extents; symbols count as estimates.
+
+    `row_stride`: elements between rows of a; tiles higher than L1 is associative suffer where that is a multiple of
+    4 KB."""
     m, n = max(estimate(rows), 1), max(estimate(columns), 1)
     lanes = target.lanes(dtype)
-    shapes = tile_shapes(target, dtype)
+    aliased = isinstance(row_stride, int) and row_stride and row_stride * dtype.itemsize % ALIAS == 0
 
     def price(shape: tuple[int, int]) -> float:
         height, vectors = shape
-        panels = -(-n // (vectors * lanes)) * vectors * lanes
+        panels = -(-n // (vectors * lanes)) * vectors
         full, rest = divmod(m, height)
-        used = min(height, m) if full == 0 else height
-        total = full * height / efficiency(target, dtype, used, vectors)
-        if rest:
-            total += rest / efficiency(target, dtype, rest, vectors)
-        return total * panels
+        total = full * height / efficiency(target, dtype, height, vectors)
+        while rest:
+            height = height // 2
+            total += rest // height * height / efficiency(target, dtype, height, vectors)
+            rest %= height
+        return total * panels * (4 / 3 if aliased and shape[0] > WAYS else 1)
 
-    height, vectors = min(shapes, key=price)
-    return (min(height, rows), vectors) if isinstance(rows, int) and rows > 0 else (height, vectors)
+    shapes = {(h, v) for t in main_tiles(target, dtype) for h in range(1, t[0] + 1) for v in range(1, t[1] + 1)}
+    known = isinstance(rows, int)
+    usual = [s for s in sorted(shapes, reverse=True) if not known or s[0] <= m]
+    return min(usual, key=price) if usual else (1, 1)
 
 
 # ------------------------------------------------------------------ axes
