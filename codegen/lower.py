@@ -44,6 +44,11 @@ class Names:
     registers: dict[Value, Local] = field(default_factory=dict)
     results: dict[Value, Callable[[tuple[Index, ...]], Expr]] = field(default_factory=dict)  # of contractions
 
+    def label(self, value: Value) -> str:
+        """What a local is called: after the primitive, so that equal kernels have equal text."""
+        node = self.flow.producer.get(value)
+        return node.prim.removeprefix("reduce_") if node is not None else "x"
+
     def buffer(self, value: Value) -> Buffer:
         if value not in self.buffers:
             self.buffers[value] = Buffer("m", value.dtype, value.size)
@@ -66,7 +71,7 @@ def _nest(names: Names, phase: Phase, group: Group) -> Nest:
     for r in group.roots:
         value = walk.root(r)
         if r.fold:
-            local = Local(r.value.name, value.dtype)
+            local = Local(names.label(r.value), value.dtype)
             boolean = {"max": "or", "min": "and"} if value.dtype == dtypes.BOOL else {}
             folds.append(Fold(local, boolean.get(r.fold, r.fold), value))  # type: ignore[arg-type]
             if names.kernel.placements[r.value] == "register":
@@ -74,7 +79,7 @@ def _nest(names: Names, phase: Phase, group: Group) -> Nest:
             else:
                 after.append(_store(names, phase, r, Use(local)))
         elif names.kernel.placements[r.value] == "register":
-            local = Local(r.value.name, value.dtype)
+            local = Local(names.label(r.value), value.dtype)
             body += walk.take()
             body.append(Define(local, value))
             names.registers[r.value] = local
