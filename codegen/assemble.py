@@ -7,6 +7,8 @@ has a slot of its own.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,9 +53,11 @@ class _Blob:
         return self.offsets[key]
 
     def build(self) -> np.ndarray[Any, Any]:
-        raw = np.zeros(self.size + ALIGNMENT, np.uint8)
-        skip = -raw.ctypes.data % ALIGNMENT
-        out = raw[skip : skip + self.size]
+        block = mmap.mmap(-1, max(self.size, 1))  # zeros; in huge pages, or making them would take as long as the rest
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                block.madvise(mmap.MADV_HUGEPAGE)
+        out = np.frombuffer(block, np.uint8, self.size)
         for at, make in self.parts:
             data = np.ascontiguousarray(make()).reshape(-1).view(np.uint8)
             out[at : at + data.size] = data
@@ -80,6 +84,7 @@ class _Assembly:
         self.steps = self._split()
         self.symbols = self._symbols()
         self.order = {s: k for k, s in enumerate(self.symbols)}
+        self.guards = (*self.graph.guards, *_extents(self.graph))
 
     # -------------------------------------------------- steps and slots
 
@@ -188,7 +193,7 @@ class _Assembly:
             )
             places = tuple(self._locate(p, offsets) for p in low.parameters)
             calls.append(KernelCall(phases, places, low.program.symbols))
-        writes = [v for k in step for v in k.writes() if v in self.slot_of]
+        writes = list(dict.fromkeys(v for k in step for v in k.writes() if v in self.slot_of))
         guards = self._guards(number)
         checks = self._checks() if number == self._first_native() else []
         results = [self.graph.inputs[i].shape[a] for i, a in checks]
@@ -230,7 +235,7 @@ class _Assembly:
         before = self._bound_by(earlier[-1]) if earlier else (self._bound_by(-1) if self._first_native() < 0 <= number else None)
         now = self._bound_by(number)
         fresh = []
-        for g in self.graph.guards:
+        for g in self.guards:
             names = _names(g.left) | _names(g.right)
             if names <= now and (before is None or not names <= before):
                 fresh.append(g)
@@ -288,7 +293,7 @@ class _Assembly:
         block_of: dict[Value, int] = {}
         for k, kernel in enumerate(step):
             for v in kernel.writes():
-                if v not in self.slot_of:
+                if v not in self.slot_of and v not in block_of:
                     block_of[v] = _take(blocks, free, dims.ceil_div(v.bytes, ALIGNMENT) * ALIGNMENT)
             free += [b for v, b in block_of.items() if last.get(v, k) == k and b not in free and _home(block_of, b, v, last, k)]
         starts: list[Dim] = []
@@ -297,6 +302,19 @@ class _Assembly:
             starts.append(total)
             total = total + b.size
         return {v: starts[b] for v, b in block_of.items()}, total
+
+
+def _extents(graph: Graph) -> list[Guard]:
+    """Guards that no extent is negative, where that is not certain: a window may be larger than what it slides over."""
+    found: dict[Dim, Guard] = {}
+    for n in graph.nodes:
+        for d in (d for v in n.outputs for d in v.shape):
+            if isinstance(d, int) or d in found:
+                continue
+            low = dims.bounds(d)[0]
+            if low is None or low < 0:
+                found[d] = Guard(dims.dim_min(d, 0), 0, f"{n.origin.operator or n.prim} {n.origin.node!r}")
+    return [g for g in found.values() if g.left != 0]
 
 
 def _home(block_of: Mapping[Value, int], block: int, value: Value, last: Mapping[Value, int], now: int) -> bool:

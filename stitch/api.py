@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,13 +20,14 @@ from stitch import __version__, knobs
 from stitch import target as targets
 from stitch.errors import InvalidModel, MissingInput, UnknownInput
 from stitch.plan import Artifact, Port
-from stitch.report import Explanation
 from stitch.runtime import cpu
 from stitch.runtime.cache import Cache
 from stitch.runtime.executable import Executable
 
 if TYPE_CHECKING:
     import onnx
+
+    from stitch.report import Explanation
 
 Shapes = Mapping[str, Sequence["int | str | None"]]
 
@@ -50,7 +52,7 @@ def optimize(
     """
     machine = _target(target)
     store = Cache(knobs.current().cache_dir if cache else None, knobs.current().cache_bytes)
-    key = _key(model, machine, shapes) if store.directory is not None else ""
+    key = _key(model, machine, shapes, store) if store.directory is not None else ""
     artifact = store.load(key) if key else None
     if artifact is None or not _external_unchanged(artifact):
         from stitch.compiler import compile
@@ -121,6 +123,8 @@ class CompiledModel:
 
     def explain(self) -> Explanation:
         """What was stitched, why, what was not, why not."""
+        from stitch.report import Explanation
+
         return Explanation(self.artifact.report)
 
     def _position(self, name: str) -> int:
@@ -146,12 +150,11 @@ def _target(text: str | None) -> targets.Target:
     return targets.from_host(here.triple, here.cpu, here.features)
 
 
-def _key(model: Any, target: targets.Target, shapes: Shapes | None) -> str:
+def _key(model: Any, target: targets.Target, shapes: Shapes | None, store: Cache) -> str:
     """A digest of everything that compilation depends on, but for external data (see `_external_unchanged`)."""
     h = hashlib.sha256()
     if isinstance(model, str | os.PathLike):
-        with open(model, "rb") as file:
-            h.update(hashlib.file_digest(file, "sha256").digest())
+        h.update(_file_digest(model, store))
         h.update(str(Path(model).absolute().parent).encode())
     elif isinstance(model, bytes | bytearray | memoryview):
         h.update(model)
@@ -161,6 +164,31 @@ def _key(model: Any, target: targets.Target, shapes: Shapes | None) -> str:
     settings = (k.schemes, k.l1_bytes, k.l2_bytes, k.vector_bits, k.unroll)
     h.update(repr((__version__, _sources(), str(target), settings, sorted((shapes or {}).items()))).encode())
     return h.hexdigest()
+
+
+_SETTLED_NS = 2_000_000_000  # the coarsest clock of the usual file systems
+
+
+def _file_digest(path: str | os.PathLike[str], store: Cache) -> bytes:
+    """The digest of a file's contents. The store remembers it, as `git` does, under what the file system says of the
+    file, its change time above all, which nobody can set: so a large model is not read again to find its artifact.
+
+    A file that was changed just now is not remembered: a second change might not alter its times."""
+    with open(path, "rb") as file:
+        before, now = os.fstat(file.fileno()), time.time_ns()
+        key = hashlib.sha256(repr(("contents", os.path.realpath(path), _identity(before))).encode()).hexdigest()
+        known = store.load_bytes(key)
+        if known is not None:
+            return known
+        digest = hashlib.file_digest(file, "sha256").digest()
+        settled = now - max(before.st_ctime_ns, before.st_mtime_ns) > _SETTLED_NS
+        if settled and _identity(os.fstat(file.fileno())) == _identity(before):
+            store.store_bytes(key, digest)
+    return digest
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @lru_cache(maxsize=1)

@@ -34,7 +34,7 @@ UNARY = {
 }
 BINARY = {
     "f": ("add", "sub", "mul", "div", "max", "min", "fmod", "mod"),
-    "i": ("add", "sub", "mul", "div", "mod", "fmod", "max", "min", "and", "or", "xor", "shl", "shr"),
+    "i": ("add", "sub", "mul", "div", "mod", "fmod", "max", "min", "and", "or", "xor"),
     "b": ("and", "or", "xor", "max", "min"),
 }
 FOLDS = {"f": ("add", "mul", "max", "min"), "i": ("add", "mul", "max", "min"), "b": ("and", "or")}
@@ -148,7 +148,8 @@ class Builder:
         return self.read(scope, dtype)
 
     def combine(self, scope: Scope, dtype: np.dtype, args: list[Expr]) -> Expr:
-        return Apply(self.pick(*BINARY[family(dtype)]), (args[0], args[1]), dtype)
+        names = BINARY[family(dtype)] + (("shl", "shr") if dtype in dtypes.UNSIGNED else ())
+        return Apply(self.pick(*names), (args[0], args[1]), dtype)
 
     def expr(self, scope: Scope, dtype: np.dtype, depth: int) -> Expr:
         if depth == 0 or self.chance(15):

@@ -241,7 +241,7 @@ def _join(current: Sequence[Group], j: int, k: int) -> Group | None:
 
 def _partial(group: Group) -> bool:
     """True for a piece of a concat: others would not find the whole value in the group."""
-    return any(r.fold is None and r.source is not r.value for r in group.roots)
+    return any(r.is_piece for r in group.roots)
 
 
 def relate(

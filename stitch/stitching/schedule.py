@@ -38,6 +38,11 @@ class Root:
     store: tuple[Index, ...]
     fold: Literal["add", "mul", "max", "min"] | None = None
 
+    @property
+    def is_piece(self) -> bool:
+        """True for one part of a concat: the rest of the value is made elsewhere."""
+        return self.fold is None and self.source is not self.value
+
     def substitute(self, mapping: Mapping[Axis, Index]) -> Root:
         at = tuple(i.substitute(mapping) for i in self.at)
         return replace(self, at=at, store=tuple(i.substitute(mapping) for i in self.store))
@@ -121,14 +126,17 @@ class Stitched:
     kernels: tuple[Kernel, ...]
 
     def check(self) -> None:
-        """Raises AssertionError unless every value is written once, before it is read."""
+        """Raises AssertionError unless every value is written once (a concat: in pieces), before it is read."""
         ready = set(self.graph.inputs) | {n.output for n in self.graph.nodes if n.prim == "const"}
+        begun: set[Value] = set()
         for k in self.kernels:
             missing = [v.name for v in k.reads() if v not in ready]
             assert not missing, f"{k.name} reads {missing} before they are written"
+            pieces = {r.value for g in k.groups for r in g.roots if r.is_piece}
             for v in k.writes():
-                assert v not in ready, f"{k.name} writes {v.name} again"
+                assert v not in ready or v in begun & pieces, f"{k.name} writes {v.name} again"
                 ready.add(v)
+            begun = (begun | pieces) - set(k.reads())
             made = {r.value for g in k.groups for r in g.roots} | {p.contraction.node.output for p in k.phases if p.contraction}
             assert k.opaque is not None or set(k.placements) == made, f"{k.name}: placements do not match its roots"
         assert all(v in ready for v in self.graph.outputs), "an output is not written"

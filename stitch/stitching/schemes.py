@@ -75,7 +75,7 @@ def _try(now: _Open, g: Group) -> tuple[list[Axis], Group] | None:
     """The parallel axes and the group renamed to them, if `g` may join the open phase."""
     inner = [a for a in g.accesses if a.value in now.made]
     relation: dict[Axis, Axis | None] = {}
-    if any(_is_piece(now.made[a.value]) for a in inner):
+    if any(now.made[a.value].is_piece for a in inner):
         return None
     if inner:
         for a in inner:
@@ -102,18 +102,14 @@ def _try(now: _Open, g: Group) -> tuple[list[Axis], Group] | None:
     return kept, g.substitute({b: access.of(a) for b, a in taken.items() if b is not None and b is not a})
 
 
-def _is_piece(root: Root) -> bool:
-    """True for one part of a concat."""
-    return root.fold is None and root.source is not root.value
-
-
 def _same_place(a: Access, b: Access) -> bool:
     return a.value is b.value and not a.linear and not b.linear
 
 
 def _small(now: _Open, g: Group) -> bool:
-    """Too little work to be worth a barrier."""
-    return all(estimate(dims.product(a.extent for a in h.axes)) <= 4096 for h in (*now.groups, g))
+    """Certainly too little work to be worth a barrier."""
+    sizes = [dims.product(a.extent for a in h.axes) for h in (*now.groups, g)]
+    return all(isinstance(n, int) and n <= 4096 for n in sizes)
 
 
 def _constrain(relation: dict[Axis, Axis | None], now: _Open, store: Sequence[access.Index], a: Access) -> None:
@@ -186,6 +182,6 @@ def _pieces(groups: Sequence[Group]) -> set[Value]:
     count: dict[Value, int] = {}
     for g in groups:
         for r in g.roots:
-            count[r.value] = count.get(r.value, 0) + (2 if _is_piece(r) else 1)
+            count[r.value] = count.get(r.value, 0) + (2 if r.is_piece else 1)
     return {v for v, n in count.items() if n > 1}
 
