@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +19,8 @@ import numpy as np
 
 from stitch import dims, plan
 from stitch.codegen import entry, kernels, llvm
-from stitch.codegen.entry import KernelCall, PhaseCall, Place
 from stitch.codegen.constants import Panels, Relaid
+from stitch.codegen.entry import KernelCall, PhaseCall, Place
 from stitch.codegen.kernels import Lowered
 from stitch.codegen.loops import render
 from stitch.dims import Dim
@@ -127,13 +129,17 @@ class _Assembly:
             slots.append(plan.Slot(v.dtype.name, v.rank, "frame"))
         texts: list[str] = []
         steps = self._native_first([self._step(k, step, lowered, texts) for k, step in enumerate(self.steps)], texts)
-        code = compile(llvm.module(self.codes.values(), self.target.triple) + entry.DECLARATIONS + "".join(texts))
+        text = llvm.module(self.codes.values(), self.target.triple) + entry.DECLARATIONS + "".join(texts)
+        with ThreadPoolExecutor(1) as other:  # both let go of the interpreter's lock most of the time
+            compiling = other.submit(copy_context().run, compile, text)
+            constants = self.blob.build()
+        code = compiling.result()
         bindings = self._bindings()
         artifact = plan.Artifact(
             str(self.target), self.symbols,
             tuple(plan.Port(v.name, v.dtype.name, _texts(v.shape)) for v in graph.inputs),
             tuple(plan.Port(n, v.dtype.name, _texts(v.shape)) for n, v in zip(graph.output_names, graph.outputs, strict=True)),
-            tuple(slots), bindings, tuple(steps), code, self.blob.build(), (), report,
+            tuple(slots), bindings, tuple(steps), code, constants, (), report,
         )  # fmt: skip
         artifact.check()
         return artifact

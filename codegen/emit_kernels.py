@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 
 import numpy as np
 
-from stitch.codegen.contract import emit_micro_kernel
+from stitch.codegen.contract import emit_micro_kernel, tile_shapes
 from stitch.codegen.emit_values import LLVM
 from stitch.target import Target
 
@@ -35,9 +35,7 @@ def tile_kernel(
         return single(rows)
     name = f"contract.{dtype.name}.{rows}x{vectors}{'.unit' if unit_a else ''}.clipped"
     if name not in kernels:
-        heights = [rows]
-        while heights[-1] > 1:
-            heights.append(heights[-1] // 2)
+        heights = [h for h, wide in tile_shapes(target, dtype, (rows, vectors)) if wide == vectors]
         kernels[name] = _chain(name, LLVM[dtype], [(h, single(h)) for h in heights])
     return name
 

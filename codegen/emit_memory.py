@@ -236,7 +236,6 @@ class Memory:
                 m = self._reversed(masks[u], "i1") if backwards else masks[u]
                 function = f"@llvm.masked.load.v{self.o.width}{SHORT[dtype]}.p0"
                 test = f"<{self.o.width} x i1>"
-                self.o.declare(function, f"{kind} {function}(ptr, {test}, {kind})")
                 text = f"call {kind} {function}(ptr align {size} {p}, {test} {m}, {kind} zeroinitializer)"
                 name = self.w.load(buffer, text, p, m)
             names.append(self._reversed(name, LLVM[dtype]) if backwards else name)
@@ -270,7 +269,6 @@ class Memory:
         if self.guard.cond is not None:
             masks = self.o.binary("and", Value(BOOL, masks, True), Value(BOOL, (self.guard.cond,))).parts
         function = f"@llvm.masked.gather.v{n}{SHORT[dtype]}.v{n}p0"
-        self.o.declare(function, f"{kind} {function}(<{n} x ptr>, {test}, {kind})")
         names = []
         for p, m in zip(self._addresses(buffer, a), masks, strict=True):
             text = f"call {kind} {function}(<{n} x ptr> align {dtype.itemsize} {p}, {test} {m}, {kind} zeroinitializer)"
@@ -292,7 +290,6 @@ class Memory:
         short = f"v{n}{SHORT[v.dtype]}"
         if a.vector is not None or a.lane not in (1, -1):
             function = f"@llvm.masked.scatter.{short}.v{n}p0"
-            self.o.declare(function, f"void {function}({kind}, <{n} x ptr>, {test})")
             masks = self.tail or ("splat (i1 true)",) * self.o.copies
             for x, p, m in zip(names, self._addresses(buffer, a), masks, strict=True):
                 self.w.effect(f"call void {function}({kind} {x}, <{n} x ptr> align {size} {p}, {test} {m})", buffer)
@@ -306,5 +303,4 @@ class Memory:
             else:
                 m = self._reversed(self.tail[u], "i1") if backwards else self.tail[u]
                 function = f"@llvm.masked.store.{short}.p0"
-                self.o.declare(function, f"void {function}({kind}, ptr, {test})")
                 self.w.effect(f"call void {function}({kind} {x}, ptr align {size} {p}, {test} {m})", buffer)

@@ -1,7 +1,7 @@
 """Elementwise primitives as instructions: one table, by name and kind of number.
 
 The meaning is numpy's, as `stitch.ops.primitives` states it: integer division by zero is 0 and nothing traps, shifts
-by the width or more give 0, min and max pass NaN on, float to integer saturates.
+by the width or more give 0 or the sign, min and max pass NaN on, float to integer saturates.
 """
 
 from __future__ import annotations
@@ -138,6 +138,8 @@ def _shift(op: str) -> Rule:
     def shift(o: Operations, a: Value, n: Value) -> Value:
         bits, zero = literal(8 * a.dtype.itemsize, a.dtype), literal(0, a.dtype)
         inside = o.compare("ult", n, bits)
+        if op == "ashr":  # of which the sign remains
+            return o.binary(op, a, o.select(inside, n, literal(8 * a.dtype.itemsize - 1, a.dtype)))
         return o.select(inside, o.binary(op, a, o.select(inside, n, zero)), zero)
 
     return shift

@@ -45,7 +45,7 @@ def literal_text(x: float | int | bool, dtype: np.dtype) -> str:
 
 
 class Operations:
-    """Writes instructions on values. `declared` collects the functions that they call, by name."""
+    """Writes instructions on values. `declared` collects the functions of the C library that they call."""
 
     def __init__(self, writer: Writer, has_fma: bool) -> None:
         self.w = writer
@@ -120,21 +120,18 @@ class Operations:
         function = f"@llvm.{name}" + (mangled or f"{tail}{SHORT[args[0].dtype]}")
         kinds = [self.type(a.dtype, varying) for a in args]
         result = self.type(out, varying)
-        self.declare(function, f"{result} {function}({', '.join([*kinds, *extra.split()[:1]])})")
         names = []
         for row in zip(*(self.parts(a) if varying else a.parts for a in args), strict=True):
             given = ", ".join([*(f"{k} {x}" for k, x in zip(kinds, row, strict=True)), *([extra] if extra else [])])
             names.append(self.w.pure(f"call {result} {function}({given})", *row))
         return Value(out, tuple(names), varying)
 
-    def declare(self, name: str, signature: str) -> None:
-        self.declared.setdefault(name, f"declare {signature}")
-
     def libm(self, name: str, *args: Value) -> Value:
         """A function of the C library on float64, lane by lane: right everywhere, and slow."""
         dtype = args[0].dtype
         kind = LLVM[dtype]
-        self.declare(f"@{name}", f"{kind} @{name}({', '.join([kind] * len(args))}) nounwind memory(none)")
+        kinds = ", ".join([kind] * len(args))
+        self.declared[f"@{name}"] = f"declare {kind} @{name}({kinds}) nounwind memory(none)"
         pure = self.w.pure
 
         def call(names: tuple[str, ...]) -> str:

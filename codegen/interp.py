@@ -21,9 +21,26 @@ from stitch.access import Bound, Index
 from stitch.codegen.bits import NumpyBuilder, evaluate
 from stitch.codegen.emit_rules import identity, lanes_of, multiply_add
 from stitch.codegen.loops import (
-    Apply, Axis, Buffer, Clip, Contract, Define, Expr, Fold, Guarded, Literal, Local, Loop, Phase, Position, Program,
-    Read, Stmt, Store, Use,
-)  # fmt: skip
+    Apply,
+    Axis,
+    Buffer,
+    Clip,
+    Contract,
+    Define,
+    Expr,
+    Fold,
+    Guarded,
+    Literal,
+    Local,
+    Loop,
+    Phase,
+    Position,
+    Program,
+    Read,
+    Stmt,
+    Store,
+    Use,
+)
 from stitch.codegen.mathlib import FUNCTIONS
 from stitch.dims import Dim
 from stitch.ops.primitives import PRIMITIVES

@@ -23,7 +23,7 @@ from stitch.codegen.emit_code import Writer
 from stitch.codegen.emit_dims import Dims
 from stitch.codegen.emit_kernels import tile_kernel
 from stitch.codegen.emit_memory import ZEROS, Guard, Memory
-from stitch.codegen.emit_rules import identity, lanes_of, multiply_add, stored_in, unrolls
+from stitch.codegen.emit_rules import identity, lanes_of, multiply_add, nodes, stored_in, unrolls
 from stitch.codegen.emit_values import LLVM, Operations, Value, literal
 from stitch.codegen.loops import (
     Apply,
@@ -45,7 +45,9 @@ from stitch.codegen.loops import (
     Stmt,
     Store,
     Use,
-)  # fmt: skip
+    expressions,
+    walk,
+)
 from stitch.dims import Dim
 from stitch.target import Target
 
@@ -274,17 +276,24 @@ class _Phase:
             wide = self._span(s, 0, main_end, unroll, wide)
             head = [row[:1] for row in wide]
             start = main_end
-            if unroll > 1 and not self.target.masked:
+            cheap = self._masks_are_cheap(s)
+            if unroll > 1 and not cheap:
                 part = self.w.pure(f"and i64 {n}, {width - 1}", n)
                 start = self.w.pure(f"sub i64 {n}, {part}", n, part)
                 head = self._span(s, main_end, start, 1, head)
-            once = unroll == 1 or not self.target.masked
+            once = unroll == 1 or not cheap
             head = self._span(s, start, n, 1, head, mask=lambda at: self._tail_mask(at, n), once=once)
             combine = unroll
         self.o.copies = 1
         for k, fold in enumerate(s.folds):
             self.m.locals[fold.local] = self._across(fold, [*head[k], *wide[k][1:combine]])
         self.o.width, self.m.lane_axis = 1, None
+
+    def _masks_are_cheap(self, s: Loop) -> bool:
+        """Whether full vectors may as well be done under a mask. AVX2 has masks for 32 and 64 bits only."""
+        read = [x.buffer for t in walk((s,)) for e in expressions(t) for x in nodes(e) if isinstance(x, Read)]
+        narrow = any(b.dtype.itemsize < 4 for b in (*read, *stored_in((s,))))
+        return self.target.masked and (not narrow or self.target.has("avx512bw"))
 
     def _tail_mask(self, at: str | int, n: str) -> str:
         left = self.w.pure(f"sub i64 {n}, {at}", n, str(at))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from stitch.runtime.executable import Executable
 if TYPE_CHECKING:
     import onnx
 
-    from stitch.report import Explanation
+    from stitch.explain import Explanation
 
 Shapes = Mapping[str, Sequence["int | str | None"]]
 
@@ -123,7 +123,7 @@ class CompiledModel:
 
     def explain(self) -> Explanation:
         """What was stitched, why, what was not, why not."""
-        from stitch.report import Explanation
+        from stitch.explain import Explanation
 
         return Explanation(self.artifact.report)
 
@@ -175,7 +175,7 @@ def _file_digest(path: str | os.PathLike[str], store: Cache) -> bytes:
 
     A file that was changed just now is not remembered: a second change might not alter its times."""
     with open(path, "rb") as file:
-        before, now = os.fstat(file.fileno()), time.time_ns()
+        before, now = os.fstat(file.fileno()), time_ns()
         key = hashlib.sha256(repr(("contents", os.path.realpath(path), _identity(before))).encode()).hexdigest()
         known = store.load_bytes(key)
         if known is not None:
@@ -196,7 +196,7 @@ def _sources() -> str:
     """The compiler's own files, by size and time: an edited compiler does not find its old results."""
     root = Path(__file__).parent
     rows = []
-    for folder in (root, root / "ops", root / "stitching", root / "codegen", root / "runtime"):
+    for folder in (root, *(f for f in root.iterdir() if f.is_dir())):
         with os.scandir(folder) as entries:
             for e in entries:
                 if e.name.endswith(".py"):

@@ -21,17 +21,16 @@ def compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str 
     """Raises UnsupportedOperator or InvalidModel."""
     debug = knobs.current().debug
     with _stage("import", debug):
-        graph = importer.load(model, shapes)
+        imported = importer.load(model, shapes)
     with _stage("simplify", debug):
-        graph = simplify(graph)
+        graph = simplify(imported)
     with _stage("stitch", debug):
         stitched = stitch(graph, (knobs.current().l2_bytes or target.l2_bytes) // 2, knobs.current().schemes)
     if debug >= 2:
         print(render(stitched), file=sys.stderr)
     with _stage("assemble", debug):
-        return assemble.assemble(
-            stitched, target, lambda text: machine.compile(text, target), report.describe(stitched)
-        )
+        explained = report.describe(stitched, imported, knobs.current().schemes)
+        return assemble.assemble(stitched, target, lambda text: machine.compile(text, target), explained)
 
 
 @contextmanager

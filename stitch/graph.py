@@ -87,6 +87,7 @@ class Graph:
     output_names: tuple[str, ...]
     nodes: tuple[Node, ...]
     guards: tuple[Guard, ...] = ()
+    origins: tuple[Origin, ...] = ()  # of an imported graph: every node of the model, used or not
 
     def check(self) -> None:
         """Raises AssertionError unless every value is defined once, before its uses, and typed by its primitive."""

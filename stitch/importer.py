@@ -42,7 +42,7 @@ from stitch.ops import (  # each registers its operators
     resize,  # noqa: F401
 )
 from stitch.ops.primitives import Array
-from stitch.ops.registry import Call
+from stitch.ops.registry import ELEMENT_TYPES, Call
 from stitch.weights import Folder, lift, map_file, view
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ def _dtype(code: int) -> np.dtype | str:
     """The dtype of a TensorProto.DataType, or the name of one that stitch has no type for. Raises InvalidModel."""
     import onnx
 
-    if code in _DTYPES:
-        return _DTYPES[code]
+    if code in ELEMENT_TYPES:
+        return ELEMENT_TYPES[code]
     try:
         name = onnx.TensorProto.DataType.Name(code)
     except ValueError:
@@ -125,12 +125,7 @@ def _dtype(code: int) -> np.dtype | str:
     return str(name).lower()
 
 
-_DTYPES: dict[int, np.dtype] = {
-    1: dtypes.FLOAT32, 2: dtypes.UINT8, 3: dtypes.INT8, 4: dtypes.UINT16, 5: dtypes.INT16, 6: dtypes.INT32,
-    7: dtypes.INT64, 9: dtypes.BOOL, 10: dtypes.FLOAT16, 11: dtypes.FLOAT64, 12: dtypes.UINT32, 13: dtypes.UINT64,
-    16: dtypes.BFLOAT16,
-}  # fmt: skip
-_CODES: dict[np.dtype, int] = {dtype: code for code, dtype in _DTYPES.items()}
+_CODES: dict[np.dtype, int] = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
 
 
 class _NoType(Exception):
@@ -302,8 +297,6 @@ class _Importer:
     def graph(self, shapes: Shapes) -> Graph:
         proto = self.source.proto
         opsets = _opsets(proto.opset_import)
-        if "" not in opsets:
-            raise InvalidModel("the model does not say which version of the operator set ai.onnx it uses")
         sources = self._initializers(proto.graph, self.source.lifted)
         inputs = _unique([v for v in proto.graph.input if v.name not in sources], "input")
         typed = {v.name: self._input_dtype(v) for v in inputs}
@@ -321,9 +314,10 @@ class _Importer:
         if not names:
             raise InvalidModel("the model has no outputs")
         try:
-            return self.builder.finish(self._outputs(scope, names))
+            found = self.builder.finish(self._outputs(scope, names))
+            return replace(found, origins=tuple(Origin(scope.label(i), n.op_type) for i, n in enumerate(scope.nodes)))
         except _NoType as problem:
-            raise UnsupportedOperator("graph output", opset=opsets[""], dtype=problem.name) from None
+            raise UnsupportedOperator("graph output", opset=opsets.get("", 0), dtype=problem.name) from None
 
     def _initializers(
         self, graph: onnx.GraphProto, lifted: Mapping[int, memoryview] | None = None
@@ -353,14 +347,17 @@ class _Importer:
     def _outputs(self, scope: _Scope, names: Sequence[str]) -> dict[str, Value]:
         """The values of these names, with what they need of the scope's nodes built."""
         live: set[int] = set()
-        waiting = list(names)
+        inside: set[int] = set()  # what only a branch of a node reads, and may turn out not to need
+        waiting = [(name, live) for name in names]
         scope.read.update(names)
         while waiting:
-            index = scope.producers.get(waiting.pop())
-            if index is not None and index not in live:
-                live.add(index)
-                waiting.extend(scope.nodes[index].input)
-                scope.read.update(_reads(scope.nodes[index]))
+            name, found = waiting.pop()
+            index = scope.producers.get(name)
+            if index is not None and index not in live and index not in found:
+                found.add(index)
+                node, reads = scope.nodes[index], [*_reads(scope.nodes[index])]
+                scope.read.update(reads)
+                waiting += [(name, found if name in node.input else inside) for name in reads]
         for index in sorted(live):
             self._demand(scope, index)
         out = {}
@@ -534,8 +531,9 @@ class _Importer:
             raise call.invalid("it has more inputs or outputs than its function")
         given = [*call.inputs, *[None] * (len(function.input) - len(call.inputs))]
         defaults = {a.name: a for a in function.attribute_proto}
+        opsets = _opsets(function.opset_import)
         inner = _Scope(
-            function.node, _opsets(function.opset_import), prefix=f"{call.node}/",
+            function.node, {**scope.opsets, **opsets} if own else opsets, prefix=f"{call.node}/",
             attributes={**defaults, **attributes},
             origin=(scope.origin or Origin(call.node, call.operator, call.domain, call.opset)) if own else scope.origin,
             values=dict(zip(function.input, given, strict=True)),

@@ -11,7 +11,7 @@ to which nothing happened is the same object as before, and so is a graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -43,6 +43,19 @@ class Step:
 
 Rule: TypeAlias = Callable[["Rewriter", Step], Value | None]
 Rules: TypeAlias = Mapping[str, Sequence[Rule]]  # by primitive
+
+
+def for_each(prims: Iterable[str], *rules: Rule) -> Rules:
+    return dict.fromkeys(prims, rules)
+
+
+def merged(*tables: Rules) -> Rules:
+    """One table: the rules of a primitive in the order of the tables."""
+    out: dict[str, list[Rule]] = {}
+    for table in tables:
+        for prim, rules in table.items():
+            out.setdefault(prim, []).extend(rules)
+    return out
 
 
 def rewrite(graph: Graph, rules: Rules, override: Mapping[Node, Callable[[Rewriter], Value]] | None = None) -> Graph:
@@ -191,6 +204,9 @@ class Rewriter:
 
     def transpose(self, x: Value, perm: Sequence[int]) -> Value:
         return x if tuple(perm) == tuple(range(x.rank)) else self.emit("transpose", x, perm=tuple(perm))
+
+    def slice(self, x: Value, starts: Sequence[Dim], sizes: Sequence[Dim], steps: Sequence[int]) -> Value:
+        return self.emit("slice", x, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))
 
     def uniform(self, number: Any, dtype: np.dtype, shape: Sequence[Dim]) -> Value:
         """A value all of whose elements are `number`."""

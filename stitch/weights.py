@@ -41,11 +41,13 @@ def map_file(path: Path, what: str) -> memoryview:
 
 
 def view(buffer: Buffer, dtype: np.dtype, shape: Sequence[int], what: str) -> Array:
-    """An array over `buffer`, not aligned if `buffer` is not. Raises InvalidModel on a misfit."""
+    """An array over `buffer`, without a copy where its address suits the dtype. Raises InvalidModel on a misfit."""
     needed = math.prod(shape) * dtype.itemsize
     if len(buffer) != needed:
         raise InvalidModel(f"{what} has {len(buffer)} bytes of data, but {dtype.name}{list(shape)} takes {needed}")
     array: Array = np.frombuffer(buffer, np.uint8)
+    if array.ctypes.data % dtype.itemsize:
+        array = array.copy()
     return array.view(dtype).reshape(tuple(shape))
 
 

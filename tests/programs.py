@@ -17,9 +17,24 @@ from hypothesis import strategies as st
 from stitch import dims, dtypes
 from stitch.access import Axis, Bound, Index, index
 from stitch.codegen.loops import (
-    Apply, Buffer, Clip, Define, Expr, Fold, Guarded, Literal, Local, Loop, Phase, Position, Program, Read, Stmt, Store,
+    Apply,
+    Buffer,
+    Clip,
+    Define,
+    Expr,
+    Fold,
+    Guarded,
+    Literal,
+    Local,
+    Loop,
+    Phase,
+    Position,
+    Program,
+    Read,
+    Stmt,
+    Store,
     Use,
-)  # fmt: skip
+)
 from stitch.dims import Dim
 from stitch.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, FLOAT64, INT8, INT32, INT64, UINT8, UINT16
 
@@ -90,13 +105,16 @@ class Builder:
 
     def extent(self, small: bool = False) -> Dim:
         if small:
-            return self.pick(1, 2, 3, 5, dims.symbol("m"))  # type: ignore[no-any-return]
-        return dims.symbol("n") if self.chance(40) else self.pick(*EXTENTS)  # type: ignore[no-any-return]
+            chosen: Dim = self.pick(1, 2, 3, 5, dims.symbol("m"))
+        else:
+            chosen = dims.symbol("n") if self.chance(40) else self.pick(*EXTENTS)
+        return chosen
 
     # ------------------------------------------------------------------ expressions
 
     def stored_dtype(self, dtype: np.dtype) -> np.dtype:
-        return self.pick(FLOAT32, FLOAT32, FLOAT16, BFLOAT16) if dtype == FLOAT32 else dtype  # type: ignore
+        stored: np.dtype = self.pick(FLOAT32, FLOAT32, FLOAT16, BFLOAT16) if dtype == FLOAT32 else dtype
+        return stored
 
     def input(self, dtype: np.dtype, size: Dim) -> Buffer:
         self.inputs.append(Buffer(self.name("x"), dtype, size))
@@ -140,7 +158,8 @@ class Builder:
         options += [Use(v) for v in scope.locals if v.dtype == dtype]
         options += [Read(b, i) for b, i in scope.tiles if dtypes.compute(b.dtype) == dtype]
         if options and self.chance(50):
-            return self.pick(*options)  # type: ignore[no-any-return]
+            chosen: Expr = self.pick(*options)
+            return chosen
         if dtype == INT64 and scope.dimensions and self.chance(30):
             return Position(self.free_index(scope)[0])
         if self.chance(15):
@@ -310,10 +329,8 @@ def data(dtype: np.dtype, size: int, rng: np.random.Generator) -> Array:
 def cases(draw: Callable[..., Any]) -> Case:
     b = Builder(draw)
     phases = []
-    for k in range(b.pick(1, 1, 2)):
+    for _ in range(b.pick(1, 1, 2)):
         phases.append(b.phase())
-        if k == 0 and b.outputs and len(phases) == 1:
-            b.inputs += []
     buffers = (*b.inputs, *b.outputs)
     program = Program("random", buffers, tuple(b.tiles), tuple(phases), ("m", "n"))
     program.check()

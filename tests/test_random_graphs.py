@@ -75,7 +75,7 @@ def test_graphs_with_sums_agree_up_to_rounding(case: Case, how: tuple[tuple[Sche
         assert pipeline.same_bits(results[0], results[2]), "3 threads, other bits"
 
 
-@settings(max_examples=examples(60))
+@settings(max_examples=examples(20))
 @given(graphs(exact=True, nodes=8))
 def test_all_schemes_give_the_same_bits(case: Case) -> None:
     graph = random_graphs.exact(case.graph)

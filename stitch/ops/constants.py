@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
 
 from stitch import dims, dtypes
 from stitch.dims import Dim
 from stitch.graph import Builder, Value
-from stitch.ops.movement import known
 from stitch.ops.registry import Call, operator
 
 LISTED = 64  # a range of symbolic bounds but known length keeps its elements as Dims up to this length
-
-# ONNX's TensorProto.DataType, as attributes hold it.
-DTYPES: Mapping[int, np.dtype] = {
-    1: dtypes.FLOAT32, 2: dtypes.UINT8, 3: dtypes.INT8, 4: dtypes.UINT16, 5: dtypes.INT16, 6: dtypes.INT32,
-    7: dtypes.INT64, 9: dtypes.BOOL, 10: dtypes.FLOAT16, 11: dtypes.FLOAT64, 12: dtypes.UINT32, 13: dtypes.UINT64,
-    16: np.dtype(ml_dtypes.bfloat16),
-}  # fmt: skip
 
 _FORMS = {
     "value": None,
@@ -63,16 +53,13 @@ def size_of(b: Builder, call: Call, x: Value) -> Value:
 
 @operator("EyeLike", since=9)
 def eye_like(b: Builder, call: Call, x: Value) -> Value:
-    to = call.attr("dtype")
-    if to is not None and to not in DTYPES:
-        raise call.unsupported()
     band = b.sub(b.iota(x.shape, 1), b.iota(x.shape, 0))
-    return b.cast(b.eq(band, call.attr("k", 0)), x.dtype if to is None else DTYPES[to])
+    return b.cast(b.eq(band, call.attr("k", 0)), call.element_type("dtype", x.dtype))
 
 
 @operator("Range", since=11)
 def range_of(b: Builder, call: Call, start: Value, limit: Value, delta: Value) -> Value:
-    arrays = [known(call, v) for v in (start, limit, delta)]
+    arrays = [call.known(v) for v in (start, limit, delta)]
     first, last, step = (None if a is None else a.reshape(()).item() for a in arrays)
     if first is not None and last is not None and step is not None:
         if step == 0:

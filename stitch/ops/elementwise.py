@@ -10,13 +10,6 @@ from stitch import dtypes
 from stitch.graph import Builder, Value
 from stitch.ops.registry import Call, axis_of, operator
 
-ELEMENT_TYPES = {
-    1: dtypes.FLOAT32, 2: dtypes.UINT8, 3: dtypes.INT8, 4: dtypes.UINT16, 5: dtypes.INT16, 6: dtypes.INT32,
-    7: dtypes.INT64, 9: dtypes.BOOL, 10: dtypes.FLOAT16, 11: dtypes.FLOAT64, 12: dtypes.UINT32, 13: dtypes.UINT64,
-    16: dtypes.BFLOAT16,
-}  # fmt: skip
-"""ONNX's TensorProto.DataType, where stitch has the type."""
-
 # ------------------------------------------------------------------ one operand
 
 UNARY = {
@@ -193,26 +186,16 @@ def mean(b: Builder, call: Call, x: Value, *more: Value) -> Value:
 
 @operator("Cast")
 def cast(b: Builder, call: Call, x: Value) -> Value:
-    return b.cast(x, _element_type(call))
+    return b.cast(x, call.element_type("to"))
 
 
 @operator("BitCast", since=26)
 def bitcast(b: Builder, call: Call, x: Value) -> Value:
     """The same bits as another type of the same width."""
-    dtype = _element_type(call)
+    dtype = call.element_type("to")
     if dtype.itemsize != x.dtype.itemsize:
         raise call.invalid(f"{x.dtype.name} and {dtype.name} differ in width")
     return x if dtype == x.dtype else b.apply("bitcast", x, dtype=dtype)
-
-
-def _element_type(call: Call) -> np.dtype:
-    """The attribute `to`: a TensorProto.DataType, before opset 6 its name."""
-    to = call.attr("to")
-    names = {"FLOAT": dtypes.FLOAT32, "DOUBLE": dtypes.FLOAT64, **{d.name.upper(): d for d in dtypes.ALL}}
-    dtype = names.get(to.upper()) if isinstance(to, str) else ELEMENT_TYPES.get(to)
-    if dtype is None:
-        raise call.unsupported(f"element type {to} is not among {', '.join(d.name for d in dtypes.ALL)}")
-    return dtype
 
 
 @operator("CastLike", since=15)

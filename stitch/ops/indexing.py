@@ -7,7 +7,7 @@ import numpy as np
 from stitch import dtypes
 from stitch.dims import Dim, product, prove_le
 from stitch.graph import Builder, Shape, Value
-from stitch.ops.movement import known, slice_axis, take
+from stitch.ops.movement import slice_axis, take
 from stitch.ops.registry import Call, axis_of, operator
 
 # ------------------------------------------------------------------ gather
@@ -15,7 +15,7 @@ from stitch.ops.registry import Call, axis_of, operator
 
 def in_range(b: Builder, call: Call, indices: Value, extent: Dim) -> Value:
     """Indices of which negative ones count from the end, as indices from the front."""
-    array = known(call, indices)
+    array = call.known(indices)
     if array is not None and not (array < 0).any():
         return indices
     if array is not None and isinstance(extent, int):
@@ -39,7 +39,7 @@ def _progression(call: Call, indices: Value, extent: Dim) -> tuple[Dim, Dim, int
         (start,) = indices.contents.reshape(-1).tolist()
         if prove_le(0, start) or prove_le(start, -1):
             return (start if prove_le(0, start) else start + extent), 1, 1
-    array = known(call, indices)
+    array = call.known(indices)
     if array is None or array.ndim != 1 or array.size == 0:
         return None
     steps = np.unique(np.diff(array))
@@ -142,7 +142,7 @@ def compress(b: Builder, call: Call, x: Value, condition: Value) -> Value:
     if axis is None:
         x, axis = b.reshape(x, [x.size]), 0
     axis = axis_of(axis, x.rank)
-    mask = known(call, condition)
+    mask = call.known(condition)
     if mask is not None:
         return take(b, x, b.const(np.flatnonzero(mask)), axis)
     (picks,) = b.host("flatnonzero", [condition], [(dtypes.INT64, (b.fresh("selected"),))])
@@ -151,7 +151,7 @@ def compress(b: Builder, call: Call, x: Value, condition: Value) -> Value:
 
 @operator("NonZero", since=9)
 def nonzero(b: Builder, call: Call, x: Value) -> Value:
-    array = known(call, x)
+    array = call.known(x)
     if array is not None:
         return b.const(np.array(np.nonzero(array), np.int64).reshape(array.ndim, -1))
     return b.host("nonzero", [x], [(dtypes.INT64, (x.rank, b.fresh("nonzero")))])[0]

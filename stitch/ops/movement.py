@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stitch import contents, dims
+from stitch import dims
 from stitch.dims import Dim, dim_max, dim_min, product, prove_equal, prove_le
 from stitch.graph import Builder, Shape, Value
-from stitch.ops.primitives import Array
 from stitch.ops.registry import Call, axes_of, axis_of, operator
 
 FAR = 10**9  # exporters write "to the end" as a number of at least this
@@ -53,7 +52,7 @@ def transpose(b: Builder, call: Call, x: Value) -> Value:
 
 @operator("Squeeze")
 def squeeze(b: Builder, call: Call, x: Value, axes: Value | None = None) -> Value:
-    given = call.attr("axes") if axes is None else static_axes(call, axes)
+    given = call.attr("axes") if axes is None else call.ints(axes, "axes")
     if given is None:
         if any(prove_equal(d, 1) is None for d in x.shape):
             raise call.unsupported("name the axes to squeeze: its input has symbolic dims, any of which may be 1")
@@ -66,7 +65,7 @@ def squeeze(b: Builder, call: Call, x: Value, axes: Value | None = None) -> Valu
 
 @operator("Unsqueeze")
 def unsqueeze(b: Builder, call: Call, x: Value, axes: Value | None = None) -> Value:
-    given = call.attr("axes", ()) if axes is None else static_axes(call, axes)
+    given = call.attr("axes", ()) if axes is None else call.ints(axes, "axes")
     rank = x.rank + len(given)
     new = axes_of(given, rank)
     if len(new) != len(given):
@@ -91,7 +90,7 @@ def expand(b: Builder, call: Call, x: Value, shape: Value) -> Value:
 
 @operator("Tile", since=1, until=5)
 def tile_axis(b: Builder, call: Call, x: Value, tiles: Value, axis: Value) -> Value:
-    (count,), (where,) = call.dims(tiles, "tiles"), static_axes(call, axis)
+    (count,), (where,) = call.dims(tiles, "tiles"), call.ints(axis, "axes")
     repeats: list[Dim] = [1] * x.rank
     repeats[axis_of(where, x.rank)] = count
     return tiled(b, x, repeats)
@@ -178,8 +177,8 @@ def slice_by_inputs(
     b: Builder, call: Call, x: Value, starts: Value, ends: Value, axes: Value | None = None, steps: Value | None = None
 ) -> Value:
     first, last = call.dims(starts, "starts"), call.dims(ends, "ends")
-    where = range(len(first)) if axes is None else static_axes(call, axes)
-    strides = [1] * len(first) if steps is None else static_ints(call, steps, "steps")
+    where = range(len(first)) if axes is None else call.ints(axes, "axes")
+    strides = [1] * len(first) if steps is None else call.ints(steps, "steps")
     return _sliced(b, call, x, first, last, where, strides)
 
 
@@ -253,7 +252,7 @@ def pad_by_attributes(b: Builder, call: Call, x: Value) -> Value:
 def pad_by_inputs(
     b: Builder, call: Call, x: Value, pads: Value, value: Value | None = None, axes: Value | None = None
 ) -> Value:
-    where = range(x.rank) if axes is None else [axis_of(a, x.rank) for a in static_axes(call, axes)]
+    where = range(x.rank) if axes is None else [axis_of(a, x.rank) for a in call.ints(axes, "axes")]
     fill = b.const(0, x.dtype) if value is None else b.reshape(value, ())
     return _padded(b, call, x, call.dims(pads, "pads"), where, fill)
 
@@ -281,7 +280,7 @@ def _padded(b: Builder, call: Call, x: Value, pads: Sequence[Dim], axes: Sequenc
 
 
 def _number(call: Call, value: Value) -> float | int | bool | None:
-    array = known(call, value)
+    array = call.known(value)
     if array is None:
         return None
     number: float | int | bool = array.reshape(-1)[0].item()
@@ -396,7 +395,7 @@ def trilu(b: Builder, call: Call, x: Value, k: Value | None = None) -> Value:
 @operator("Col2Im", since=18)
 def col2im(b: Builder, call: Call, x: Value, image_shape: Value, block_shape: Value) -> Value:
     """Overlapping blocks added up: a scatter over the flattened, padded image."""
-    image, block = call.dims(image_shape, "image shape"), static_ints(call, block_shape, "block shape")
+    image, block = call.dims(image_shape, "image shape"), call.ints(block_shape, "block shape")
     r = len(block)
     dilations, strides = call.attr("dilations", (1,) * r), call.attr("strides", (1,) * r)
     pads = call.attr("pads", (0,) * (2 * r))
@@ -416,27 +415,3 @@ def col2im(b: Builder, call: Call, x: Value, image_shape: Value, block_shape: Va
     flat = b.reshape(index, [taps * x.shape[2]])
     y = b.reshape(b.apply("scatter", zeros, updates, flat, axes=(2,), op="add"), [n, channels, *padded])
     return pad_or_crop(b, y, [0, 0, *(-p for p in pads[:r])], [0, 0, *(-p for p in pads[r:])])
-
-
-# ------------------------------------------------------------------ arguments
-
-
-def static_ints(call: Call, value: Value, what: str) -> list[int]:
-    """The elements of an integer value that must be numbers. Raises UnsupportedOperator."""
-    out = []
-    for d in call.dims(value, what):
-        if not isinstance(d, int):
-            raise call.unsupported(f"its {what} must be numbers, not depend on symbolic dims")
-        out.append(int(d))
-    return out
-
-
-def static_axes(call: Call, axes: Value) -> list[int]:
-    return static_ints(call, axes, "axes")
-
-
-def known(call: Call, value: Value) -> Array | None:
-    """The elements of `value` if they are known at compile time and hold no symbol."""
-    if value in call.constants:
-        return call.constants[value]
-    return None if value.contents is None else contents.to_array(value.contents, value.dtype)

@@ -46,7 +46,7 @@ class Primitive:
     associative: bool = False
     identity: float | int | None = None  # e with op(e, x) = x
     ulp: float = 0.0  # bound of the native float32 result against the exact one; 0: correctly rounded
-    domain: tuple[np.dtype, ...] = dtypes.ALL
+    domain: tuple[np.dtype, ...] = dtypes.ALL  # of the last operand
 
 
 PRIMITIVES: dict[str, Primitive] = {}
@@ -311,12 +311,17 @@ _row("const", "source", 0, lambda attrs: attrs["array"], dtype=lambda attrs: att
 _row("shape", "source", 0, _shape_array, dtype=_int64, shape=_attr_shape)
 _row("iota", "source", 0, _iota, dtype=_int64, shape=_attr_shape, cost=1)
 
+NUMBERS = (*dtypes.INTEGERS, *dtypes.FLOATS)
+BITS = (dtypes.BOOL, *dtypes.INTEGERS)
+
 _fn: Any
-for _name, _fn, _cost in [
-    ("neg", np.negative, 1), ("abs", np.abs, 1), ("floor", np.floor, 1), ("ceil", np.ceil, 1), ("rint", np.rint, 1),
-    ("sign", np.sign, 3), ("not", np.invert, 1),
+_domain: tuple[np.dtype, ...]
+for _name, _fn, _cost, _domain in [
+    ("neg", np.negative, 1, NUMBERS), ("abs", np.abs, 1, dtypes.ALL), ("floor", np.floor, 1, dtypes.FLOATS),
+    ("ceil", np.ceil, 1, dtypes.FLOATS), ("rint", np.rint, 1, dtypes.FLOATS), ("sign", np.sign, 3, NUMBERS),
+    ("not", np.invert, 1, BITS),
 ]:  # fmt: skip
-    _row(_name, "elementwise", 1, _plain(_fn), cost=_cost)
+    _row(_name, "elementwise", 1, _plain(_fn), cost=_cost, domain=_domain)
 for _name, _fn, _cost, _ulp in [
     ("sqrt", np.sqrt, 6, 0.0), ("rsqrt", lambda x: 1 / np.sqrt(x), 12, 2.0), ("exp", np.exp, 14, 2.0),
     ("expm1", np.expm1, 20, 4.0), ("log", np.log, 18, 2.0), ("log1p", np.log1p, 24, 4.0), ("sin", np.sin, 30, 2.0),
@@ -328,24 +333,24 @@ for _name, _fn, _cost, _ulp in [
     _row(_name, "elementwise", 1, _wide(_fn), cost=_cost, ulp=_ulp, domain=dtypes.FLOATS)
 
 _row("add", "elementwise", 2, _plain(np.add), cost=1, commutative=True, associative=True, identity=0)
-_row("sub", "elementwise", 2, _plain(np.subtract), cost=1)
+_row("sub", "elementwise", 2, _plain(np.subtract), cost=1, domain=NUMBERS)
 _row("mul", "elementwise", 2, _plain(np.multiply), cost=1, commutative=True, associative=True, identity=1)
-_row("div", "elementwise", 2, _plain(_truncated_division), cost=6)
-_row("mod", "elementwise", 2, _plain(np.mod), cost=10)
-_row("fmod", "elementwise", 2, _plain(np.fmod), cost=10)
-_row("pow", "elementwise", 2, _wide(np.power), cost=60, ulp=4.0)
+_row("div", "elementwise", 2, _plain(_truncated_division), cost=6, domain=NUMBERS)
+_row("mod", "elementwise", 2, _plain(np.mod), cost=10, domain=NUMBERS)
+_row("fmod", "elementwise", 2, _plain(np.fmod), cost=10, domain=NUMBERS)
+_row("pow", "elementwise", 2, _wide(np.power), cost=60, ulp=4.0, domain=NUMBERS)
 _row("min", "elementwise", 2, _plain(np.minimum), cost=2, commutative=True, associative=True)
 _row("max", "elementwise", 2, _plain(np.maximum), cost=2, commutative=True, associative=True)
-_row("and", "elementwise", 2, _plain(np.bitwise_and), cost=1, commutative=True, associative=True)
-_row("or", "elementwise", 2, _plain(np.bitwise_or), cost=1, commutative=True, associative=True)
-_row("xor", "elementwise", 2, _plain(np.bitwise_xor), cost=1, commutative=True, associative=True)
-_row("shl", "elementwise", 2, _shift(np.left_shift), cost=1)
-_row("shr", "elementwise", 2, _shift(np.right_shift), cost=1)
+_row("and", "elementwise", 2, _plain(np.bitwise_and), cost=1, commutative=True, associative=True, domain=BITS)
+_row("or", "elementwise", 2, _plain(np.bitwise_or), cost=1, commutative=True, associative=True, domain=BITS)
+_row("xor", "elementwise", 2, _plain(np.bitwise_xor), cost=1, commutative=True, associative=True, domain=BITS)
+_row("shl", "elementwise", 2, _shift(np.left_shift), cost=1, domain=dtypes.INTEGERS)
+_row("shr", "elementwise", 2, _shift(np.right_shift), cost=1, domain=dtypes.INTEGERS)
 for _name, _fn in [("eq", np.equal), ("ne", np.not_equal), ("lt", np.less), ("le", np.less_equal)]:
     _row(_name, "elementwise", 2, _plain(_fn), dtype=_bool, cost=1, commutative=_name in ("eq", "ne"))
 _row("where", "elementwise", 3, _plain(np.where), cost=1)
 _row("cast", "elementwise", 1, _cast, dtype=_attr_dtype, cost=1)
-_row("bitcast", "elementwise", 1, lambda attrs, x: x.view(attrs["dtype"]), dtype=_attr_dtype)
+_row("bitcast", "elementwise", 1, lambda attrs, x: x.view(attrs["dtype"]), dtype=_attr_dtype, domain=NUMBERS)
 
 _row("reduce_sum", "reduction", 1, _reduce(np.sum, lambda d: 0), shape=_drop_axes, cost=1)
 _row("reduce_prod", "reduction", 1, _reduce(np.prod, lambda d: 1), shape=_drop_axes, cost=1)
@@ -366,6 +371,8 @@ _row("window", "movement", 1, _window, shape=_windowed)
 _row("contract", "contraction", 2, _contract, shape=_contracted, cost=1)
 _row("scatter", "opaque", -1, _scatter, dtype=_first_dtype, shape=_same_shape, cost=4)
 _row("host", "opaque", -1, _opaque, dtype=lambda attrs, *d: attrs["dtypes"], shape=lambda attrs, *s: attrs["shapes"])
+
+ELEMENTWISE = tuple(p.name for p in PRIMITIVES.values() if p.kind == "elementwise")
 
 REDUCTIONS: Mapping[str, str] = {
     "reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min",

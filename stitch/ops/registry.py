@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from stitch import contents
+from stitch import contents, dtypes
 from stitch.dims import Dim
 from stitch.errors import InvalidModel, UnsupportedOperator
 from stitch.graph import Builder, Value
@@ -30,6 +30,13 @@ F = TypeVar("F", bound=Function)
 
 _OPERATORS: dict[tuple[str, str], dict[int, Function | None]] = {}
 DOMAIN = ""
+
+ELEMENT_TYPES: Mapping[int, np.dtype] = {
+    1: dtypes.FLOAT32, 2: dtypes.UINT8, 3: dtypes.INT8, 4: dtypes.UINT16, 5: dtypes.INT16, 6: dtypes.INT32,
+    7: dtypes.INT64, 9: dtypes.BOOL, 10: dtypes.FLOAT16, 11: dtypes.FLOAT64, 12: dtypes.UINT32, 13: dtypes.UINT64,
+    16: dtypes.BFLOAT16,
+}  # fmt: skip
+"""ONNX's TensorProto.DataType, where stitch has the type."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,15 @@ class Call:
 
     def constant(self, value: Value, what: str) -> Array:
         """The elements of `value`, which this operator needs at compile time. Raises UnsupportedOperator."""
-        if value in self.constants:
-            return self.constants[value]
-        if value.contents is not None and (array := contents.to_array(value.contents, value.dtype)) is not None:
+        if (array := self.known(value)) is not None:
             return array
         raise self.unsupported(f"its {what} must be a constant; fold the model's constants first")
+
+    def known(self, value: Value) -> Array | None:
+        """The elements of `value` if they are known at compile time and hold no symbol."""
+        if value in self.constants:
+            return self.constants[value]
+        return None if value.contents is None else contents.to_array(value.contents, value.dtype)
 
     def dims(self, value: Value, what: str) -> tuple[Dim, ...]:
         """The elements of an integer vector (or scalar) as Dims, possibly symbolic. Raises UnsupportedOperator."""
@@ -63,6 +74,26 @@ class Call:
         if value in self.constants:
             return tuple(int(x) for x in self.constants[value].reshape(-1))
         raise self.unsupported(f"its {what} must follow from constants and input shapes, not from input data")
+
+    def ints(self, value: Value, what: str) -> list[int]:
+        """The elements of an integer value that must be numbers. Raises UnsupportedOperator."""
+        out = []
+        for d in self.dims(value, what):
+            if not isinstance(d, int):
+                raise self.unsupported(f"its {what} must be numbers, not depend on symbolic dims")
+            out.append(int(d))
+        return out
+
+    def element_type(self, name: str, default: np.dtype | None = None) -> np.dtype:
+        """The attribute `name`: a TensorProto.DataType, before opset 6 its name. Raises UnsupportedOperator."""
+        to = self.attr(name)
+        if to is None and default is not None:
+            return default
+        names = {"FLOAT": dtypes.FLOAT32, "DOUBLE": dtypes.FLOAT64, **{d.name.upper(): d for d in dtypes.ALL}}
+        dtype = names.get(to.upper()) if isinstance(to, str) else ELEMENT_TYPES.get(to)
+        if dtype is None:
+            raise self.unsupported(f"element type {to} is not among {', '.join(d.name for d in dtypes.ALL)}")
+        return dtype
 
     def unsupported(self, advice: str = "", dtype: np.dtype | None = None) -> UnsupportedOperator:
         extra = {"advice": advice} if advice else {}

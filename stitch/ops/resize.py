@@ -18,7 +18,7 @@ from stitch import dims, dtypes
 from stitch.dims import Dim, prove_equal
 from stitch.evaluate import evaluate
 from stitch.graph import Builder, Value
-from stitch.ops.movement import known, slice_axis, take
+from stitch.ops.movement import slice_axis, take
 from stitch.ops.registry import Call, axis_of, operator
 
 Tap = tuple[Value, Value]  # indices and weights
@@ -144,7 +144,7 @@ def _region(b: Builder, call: Call, roi: Value | None, i: int, count: int) -> tu
     """Start and end of the region of axis i."""
     if roi is None:
         raise call.invalid("tf_crop_and_resize needs a region")
-    array = known(call, roi)
+    array = call.known(roi)
     if array is not None:
         return float(array[i]), float(array[i + count])
     low, high = (b.reshape(slice_axis(b, roi, 0, k, 1), ()) for k in (i, i + count))

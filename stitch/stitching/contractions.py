@@ -14,6 +14,7 @@ from stitch import access
 from stitch.access import Axis, Index
 from stitch.graph import Node, Value
 from stitch.stitching.dominants import split
+from stitch.stitching.legalise import LOOPS
 from stitch.stitching.schedule import Contraction, Group, Kernel, Phase, Placement, Root
 from stitch.stitching.trace import Access, Blocked, Flow, trace
 
@@ -58,6 +59,8 @@ def kernel(flow: Flow, name: str, members: Sequence[Node], leaving: Collection[V
     role = lambda r: tuple(  # noqa: E731
         x for label in _ordered(out, a_labels) for x in here.axes[label] if _role(label, a_labels, b_labels, out) == r and x.extent != 1
     )
+    if _loops(role("k"), (a.offset, b.offset)) > LOOPS:
+        raise Blocked(next(v for v in (left, right) if flow.is_movement(v)))
     heavy = Contraction(node, role("b"), role("m"), role("n"), role("k"), a, b, at)
     reads = tuple(x for x in seen.accesses if x.value is not node.output)
     group = Group(
@@ -66,6 +69,12 @@ def kernel(flow: Flow, name: str, members: Sequence[Node], leaving: Collection[V
     placements: dict[Value, Placement] = dict.fromkeys(stored, "buffer")
     placements.setdefault(node.output, "tile")
     return Kernel(name, (Phase(heavy.batch, (group,), heavy),), placements, tuple(members))
+
+
+def _loops(axes: Sequence[Axis], found: Sequence[Index]) -> int:
+    """How many loops these axes are: an axis that steps by the whole of another, in every index, goes on with it."""
+    whole = {tuple(i.coefficient(x) * x.extent for i in found) for x in axes}
+    return sum(tuple(i.coefficient(x) for i in found) not in whole for x in axes)
 
 
 def _role(label: int, a: Sequence[int], b: Sequence[int], out: Sequence[int]) -> str:

@@ -15,7 +15,9 @@ import numpy as np
 
 from stitch import dtypes
 from stitch.graph import Graph, Node, Value
+from stitch.ops.primitives import PRIMITIVES
 from stitch.stitching import clusters, contractions, dominants, schemes
+from stitch.stitching.legalise import legalise
 from stitch.stitching.schedule import Kernel, Scheme, Stitched
 from stitch.stitching.trace import Blocked, Flow
 
@@ -26,7 +28,7 @@ def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL) -> Stit
     """Cuts a graph into kernels. `budget`: bytes of tiles that a worker may use; `allowed`: schemes (for tests and
     ablation): without "local" groups are not merged and contractions have no epilogue, without "regional" every group
     is a phase of its own, without "global" no kernel has more than one phase."""
-    graph = materialise(graph)
+    graph = materialise(legalise(graph))
     stops: set[Value] = {v for n in graph.nodes if n.prim in ("scatter", "host") for v in n.inputs}
     stops |= set(graph.outputs)
     while True:
@@ -34,8 +36,11 @@ def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL) -> Stit
         try:
             return _cut(flow, budget, frozenset(allowed))
         except Blocked as problem:
-            assert problem.value not in stops, problem.value.name
-            stops.add(problem.value)
+            value = problem.value
+            if flow.kind(value) == "source":
+                graph, value = _copied(graph, value)
+            assert value not in stops, value.name
+            stops.add(value)
 
 
 def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme]) -> Stitched:
@@ -94,9 +99,11 @@ def materialise(graph: Graph) -> Graph:
     the stitcher carries out as a copy."""
     nodes: list[Node] = []
     renamed: dict[Value, Value] = {}
+    source = graph.producers()
     for n in graph.nodes:
-        if n.prim == "shape" and n.output.rank == 1:
+        if n.prim == "shape" and n.output.rank > 0:
             parts = []
+            flat = n.output if n.output.rank == 1 else Value(f"{n.output.name}.flat", dtypes.INT64, (n.output.size,))
             for k, d in enumerate(n.attrs["dims"]):
                 scalar = Value(f"{n.output.name}.{k}", dtypes.INT64, ())
                 one = Value(f"{n.output.name}.{k}.1", dtypes.INT64, (1,))
@@ -104,12 +111,23 @@ def materialise(graph: Graph) -> Graph:
                 nodes.append(Node("reshape", (scalar,), (one,), {"shape": (1,)}, n.origin))
                 parts.append(one)
             if len(parts) > 1:
-                nodes.append(Node("concat", tuple(parts), n.outputs, {"axis": 0}, n.origin))
+                nodes.append(Node("concat", tuple(parts), (flat,), {"axis": 0}, n.origin))
+            elif parts and flat is n.output:
+                renamed[flat] = parts[0]
             elif parts:
-                renamed[n.output] = parts[0]
+                flat = parts[0]
             else:
-                nodes.append(replace(n, prim="const", attrs={"array": np.zeros(0, np.int64)}))
+                nodes.append(replace(n, prim="const", attrs={"array": np.zeros(n.output.shape, np.int64)}))
+                continue
+            if n.output.rank > 1:
+                nodes.append(Node("reshape", (flat,), n.outputs, {"shape": n.output.shape}, n.origin))
             continue
+        if n.prim in ("scatter", "host"):  # these read memory, and no code makes a count or a shape by itself
+            for v in dict.fromkeys(n.inputs):
+                if v in source and source[v].prim in ("iota", "shape"):
+                    copy = Value(f"{v.name}.copy", v.dtype, v.shape)
+                    nodes.append(Node("reshape", (v,), (copy,), {"shape": v.shape}, n.origin))
+                    n = replace(n, inputs=tuple(copy if x is v else x for x in n.inputs))
         nodes.append(replace(n, inputs=tuple(renamed.get(v, v) for v in n.inputs)) if renamed else n)
     source = {v: n for n in nodes for v in n.outputs}
     taken: set[Value] = set()
@@ -123,3 +141,16 @@ def materialise(graph: Graph) -> Graph:
         taken.add(v)
         outputs.append(v)
     return replace(graph, nodes=tuple(nodes), outputs=tuple(outputs))
+
+
+def _copied(graph: Graph, value: Value) -> tuple[Graph, Value]:
+    """A source with a copy for memory, which movement and contractions read in its place."""
+    copy = Value(f"{value.name}.copy", value.dtype, value.shape)
+    nodes: list[Node] = []
+    for n in graph.nodes:
+        if value in n.inputs and PRIMITIVES[n.prim].kind in ("movement", "contraction"):
+            n = replace(n, inputs=tuple(copy if v is value else v for v in n.inputs))
+        nodes.append(n)
+        if value in n.outputs:
+            nodes.append(Node("reshape", (value,), (copy,), {"shape": value.shape}, n.origin))
+    return replace(graph, nodes=tuple(nodes)), copy

@@ -1,0 +1,266 @@
+"""Where the time of a model goes, kernel by kernel.
+
+    python -m benchmarks.profile NAME|PATH [--threads N] [--top K] [--lines L] [--size DIM=N ...] [--peer]
+
+NAME is one that `benchmarks.latency` knows. The model is compiled as always, except that the entry notes the
+processor's counter after each kernel call; so a time is that of one phase of a kernel, the waiting of its team
+included. Kernels with the same program are added up. For each of the slowest, what it computes, its share, how much it
+computes and walks per second, and the beginning of its loop program. --peer: onnxruntime's own profile beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from benchmarks import latency, models
+from stitch import dims
+from stitch.api import CompiledModel, _target
+from stitch.codegen import assemble, kernels
+from stitch.codegen.kernels import Lowered
+from stitch.codegen.loops import render
+from stitch.compiler import compile as compile_model
+from stitch.dims import Dim
+from stitch.plan import Artifact
+from stitch.stitching.schedule import Kernel, Stitched
+from stitch.target import Target
+
+MOST = 1 << 16  # calls in one model
+RUNS = 30
+SECONDS = 4.0
+
+
+@dataclass
+class Compiled:
+    """A model whose entries write to `ticks`: one number at their start, and one after each call."""
+
+    model: CompiledModel
+    stitched: Stitched
+    lowered: Mapping[str, Lowered]
+    ticks: np.ndarray
+    ends: list[int]  # numbers of the first tick of each entry, and after the last one
+
+
+@dataclass
+class Cost:
+    """What the kernels with one program have taken together, per run."""
+
+    text: str
+    kernels: list[Kernel] = field(default_factory=list)
+    seconds: float = 0.0
+    phases: list[float] = field(default_factory=list)
+    operations: float = 0.0
+    bytes: float = 0.0
+
+
+def compiled(path: str | Path, threads: int) -> Compiled:
+    ticks = np.zeros(MOST, np.int64)
+    ends = [0]
+    lowered: dict[str, Lowered] = {}
+    found: list[Stitched] = []
+    make, lower = assemble.assemble, kernels.lower
+
+    def instrumented(
+        stitched: Stitched, target: Target, emit: Callable[[str], bytes], report: Mapping[str, Any]
+    ) -> Artifact:
+        found.append(stitched)
+        return make(stitched, target, lambda text: emit(_instrument(text, ticks.ctypes.data, ends, target)), report)
+
+    def noted(kernel: Kernel, *rest: Any) -> Lowered:
+        lowered[kernel.name] = lower(kernel, *rest)
+        return lowered[kernel.name]
+
+    with mock.patch.object(assemble, "assemble", instrumented), mock.patch.object(kernels, "lower", noted):
+        artifact = compile_model(path, _target(None), None)
+    return Compiled(CompiledModel(artifact, threads), found[-1], lowered, ticks, ends)
+
+
+def _instrument(text: str, address: int, ends: list[int], target: Target) -> str:
+    """The module with a reading of the counter at the start of each entry and after each call in it."""
+    counter = '"mrs $0, cntvct_el0", "=r"()' if target.triple.startswith("aarch64") else ""
+    read = f"call i64 asm sideeffect {counter}" if counter else "call i64 @llvm.readcyclecounter()"
+    out, inside = [], False
+    for line in text.splitlines():
+        out.append(line)
+        if inside := (line.startswith("define i64 @stitch_entry_") or (inside and line != "}")):
+            opened = line.startswith("entry:")
+            if opened or line.lstrip().startswith("call void @stitch_"):
+                n = ends[-1]
+                out.append(f"  %tick{n} = {read}")
+                out.append(f"  store volatile i64 %tick{n}, ptr inttoptr (i64 {address + 8 * n} to ptr)")
+                ends[-1] += 1
+        elif line == "}" and len(out) > 1 and ends[-1] > (ends[-2] if len(ends) > 1 else 0):
+            ends.append(ends[-1])
+    assert ends[-1] < MOST, "too many kernels"
+    return "\n".join([*out, "" if counter else "declare i64 @llvm.readcyclecounter()", ""])
+
+
+def measure(c: Compiled, feed: latency.Feed) -> tuple[list[float], float]:
+    """Seconds of each call, the median of several runs, and of a whole run."""
+    c.model.run(None, feed)
+    rows, walls = [], []
+    begin, first = time.perf_counter(), time.perf_counter_ns()
+    base = None
+    while len(rows) < RUNS or (time.perf_counter() - begin < SECONDS / 4):
+        start = time.perf_counter()
+        c.model.run(None, feed)
+        walls.append(time.perf_counter() - start)
+        rows.append(c.ticks[: c.ends[-1]].copy())
+        base = rows[0][0] if base is None else base
+        if time.perf_counter() - begin > SECONDS and len(rows) > 4:
+            break
+    # The counter's rate: ticks between the starts of the first and the last run, and the time between them.
+    start_of_last = time.perf_counter_ns() - int(walls[-1] * 1e9)
+    rate = (rows[-1][0] - rows[0][0]) / max(start_of_last - first, 1) * 1e9
+    return list(np.median(np.diff(np.array(rows), axis=1), axis=0) / rate), float(np.median(walls))
+
+
+def costs(c: Compiled, feed: latency.Feed) -> tuple[list[Cost], float]:
+    seconds, wall = measure(c, feed)
+    sizes: dict[str, int] = {}
+    for symbol, i, axis in c.model.artifact.bindings:
+        sizes[c.model.artifact.symbols[symbol]] = feed[c.model.artifact.inputs[i].name].shape[axis]
+    starts = {n - 1 for n in c.ends}  # differences across two entries: host work
+    calls = (k for k in range(len(seconds)) if k not in starts)
+    found: dict[str, Cost] = {}
+    for kernel in c.stitched.kernels:
+        if kernel.name not in c.lowered:
+            continue
+        program = c.lowered[kernel.name].program
+        text = render(program)
+        cost = found.setdefault(text, Cost(text, phases=[0.0] * len(program.phases)))
+        cost.kernels.append(kernel)
+        for number in range(len(program.phases)):
+            spent = seconds[next(calls)]
+            cost.seconds += spent
+            cost.phases[number] += spent
+        cost.operations += sum(
+            2.0 * _value(dims.product(a.extent for a in (*k.batch, *k.rows, *k.columns, *k.summed)), sizes)
+            for p in kernel.phases
+            if (k := p.contraction) is not None
+        )
+        cost.bytes += sum(_value(v.bytes, sizes) for v in (*kernel.reads(), *kernel.writes()))
+    assert next(calls, None) is None, "calls and kernels do not match"
+    return sorted(found.values(), key=lambda cost: -cost.seconds), wall
+
+
+def _value(d: Dim, sizes: Mapping[str, int]) -> float:
+    try:
+        return float(dims.evaluate(d, sizes))
+    except (KeyError, NameError):
+        return float("nan")
+
+
+def describe(cost: Cost, total: float, lines: int) -> str:
+    k = cost.kernels[0]
+    prims = ", ".join(f"{n} {p}" if n > 1 else p for p, n in Counter(n.prim for n in k.nodes).items())
+    origins = list(dict.fromkeys(f"{n.origin.operator} {n.origin.node!r}" for n in k.nodes if n.origin.operator))
+    of = f", the first of them {k.name}" if len(cost.kernels) > 1 else f", {k.name}"
+    rates = [f"{cost.operations / cost.seconds * 1e-9:.1f} GFLOP/s in contractions"] if cost.operations else []
+    rates += [f"{cost.bytes / cost.seconds * 1e-9:.1f} GB/s of arguments"]
+    times = f"{1e3 * cost.seconds:.3f} ms, {100 * cost.seconds / total:.1f} %"
+    phases = f"; phases {', '.join(f'{1e3 * s:.3f}' for s in cost.phases)} ms" if len(cost.phases) > 1 else ""
+    out = [f"{times}: {len(cost.kernels)} kernels{of}; {'; '.join(rates)}{phases}", f"    {prims}"]
+    out.append(f"    {'; '.join(origins[:6])}{f'; and {len(origins) - 6} more' if len(origins) > 6 else ''}")
+    program = cost.text.splitlines()
+    out += [f"    | {line}" for line in program[:lines]]
+    if lines and len(program) > lines:
+        out.append(f"    | ... {len(program) - lines} more lines")
+    return "\n".join(out)
+
+
+def peer(path: str | Path, feed: latency.Feed, threads: int, top: int) -> str:
+    """onnxruntime's milliseconds per run, by operator and by node."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        feed = {i.name: feed[i.name] for i in session.get_inputs() if i.name in feed}
+        for _ in range(RUNS):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    spent: dict[tuple[str, str], list[float]] = {}
+    for e in events:
+        if e.get("cat") == "Node" and e["name"].endswith("_kernel_time"):
+            name = e["name"].removesuffix("_kernel_time")
+            spent.setdefault((e["args"]["op_name"], name), []).append(e["dur"] / 1e3)
+    nodes = {key: float(np.median(ms)) for key, ms in spent.items()}
+    total = sum(nodes.values())
+    by_operator: Counter[str] = Counter()
+    for (operator, _), ms in nodes.items():
+        by_operator[operator] += ms  # type: ignore[assignment]
+    count = Counter(operator for operator, _ in nodes)
+    lines = [f"onnxruntime: {total:.3f} ms in {len(nodes)} nodes"]
+    lines += [f"  {ms:9.3f} ms  {count[o]:3d} {o}" for o, ms in by_operator.most_common(top)]
+    slowest = sorted(nodes.items(), key=lambda item: -item[1])[:top]
+    return "\n".join([*lines, "slowest nodes:", *(f"  {ms:9.3f} ms  {o} {n}" for (o, n), ms in slowest)])
+
+
+def main() -> None:
+    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reader.add_argument("model", help="a name that benchmarks.latency knows, or a path")
+    reader.add_argument("--threads", type=int, default=1)
+    reader.add_argument("--top", type=int, default=8)
+    reader.add_argument("--lines", type=int, default=30, help="of each loop program (default 30)")
+    reader.add_argument("--size", action="append", default=[], metavar="DIM=N", help="of an exported model or a path")
+    reader.add_argument("--match", default="", help="only kernels whose primitives or nodes match this expression")
+    reader.add_argument("--peer", action="store_true", help="onnxruntime's profile too")
+    asked = reader.parse_args()
+    os.sched_setaffinity(0, latency.processors(asked.threads))
+    sizes = {name: int(value) for name, value in (s.split("=") for s in asked.size)}
+    with tempfile.TemporaryDirectory() as folder:
+        path, feed = _subject(asked.model, sizes, Path(folder))
+        _profile(asked, path, feed)
+
+
+def _profile(asked: argparse.Namespace, path: str | Path, feed: latency.Feed) -> None:
+    c = compiled(path, asked.threads)
+    found, wall = costs(c, {p.name: feed[p.name] for p in c.model.inputs})
+    total = sum(cost.seconds for cost in found)
+    count = sum(len(cost.kernels) for cost in found)
+    print(
+        f"{Path(path).stem}: {1e3 * wall:.3f} ms a run, {1e3 * total:.3f} ms of it in {count} kernels of "
+        f"{len(found)} programs, {asked.threads} threads\n"
+    )
+    wanted = [x for x in found if not asked.match or re.search(asked.match, describe(x, total, 0))]
+    for cost in wanted[: asked.top]:
+        print(describe(cost, total, asked.lines) + "\n")
+    rest = wanted[asked.top :]
+    if rest:
+        print(f"{1e3 * sum(cost.seconds for cost in rest):.3f} ms in {len(rest)} other programs\n")
+    if asked.peer:
+        print(peer(path, feed, asked.threads, 12))
+
+
+def _subject(name: str, sizes: Mapping[str, int], folder: Path) -> tuple[str | Path, latency.Feed]:
+    root = models.exports()
+    if root is not None and (root / f"{name}.json").exists():
+        spec = json.loads((root / f"{name}.json").read_text())
+        return root / spec["file"], models.make_feed(spec, {**spec["dims"], **sizes})
+    if Path(name).is_file():
+        return name, latency.image(Path(name), sizes)
+    case = next(latency.cases([name], folder), None)
+    if case is None:
+        raise SystemExit(f"there is no model {name!r}: `python -m benchmarks` lists them")
+    return case.path, case.feed
+
+
+if __name__ == "__main__":
+    main()

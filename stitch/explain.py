@@ -1,0 +1,234 @@
+"""What `explain()` gives: the report of a compiled model, as text for people and as a dict for programs.
+
+    print(model.explain())                          bytes as expressions of the model's symbols
+    print(model.explain().at(batch=1, seq=128))     as numbers, with each kernel's share
+    print(model.explain().kernel("k10"))            one kernel: its nodes, and how values pass between them
+    model.explain().to_dict()
+
+`stitch.report` makes the report at compile time. A model that comes from the cache needs only this module.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stitch.errors import InputError
+
+SCHEMES: Mapping[str, str] = {
+    "independent": "no element of one depends on the other: side by side in one kernel",
+    "local": "one to one: the value stays in a register, or in the tile of a matmul or convolution",
+    "regional": "one to many: the value stays in the worker's registers or scratch memory",
+    "global": "any: the value goes through memory, with a barrier inside the kernel",
+}
+"""The four stitching schemes, by the element dependency between a writer and a reader in one kernel."""
+
+REASONS: Mapping[str, str] = {
+    # why a kernel is what it is
+    "stitched": "memory-bound operators joined by data flow",
+    "heavy": "a matmul or convolution, with the elementwise operators behind it that see its result one to one",
+    "alone": "one operator: nothing that it reads, or that reads it, could join it",
+    "opaque": "stores where data says (scatter), so nothing joins it",
+    "global": "a reader needs more of a value than one task makes: memory and a barrier between them",
+    "over-budget": "a tile would not fit the cache budget, so it is a buffer",
+    # why two kernels are not one
+    "operand": "the reader is a matmul or convolution, which reads its operands from memory",
+    "epilogue": "the reader stands behind another matmul or convolution, and reads this beside its result",
+    "tail": "the writer is a matmul or convolution, and the reader needs more than one element of its result at a time",
+    "cycle": "joined, they would wait for a third kernel that waits for them",
+    "beside-opaque": "one of them is a scatter or runs on the host",
+    "switched-off": "the scheme that would join them is excluded by the knob `schemes`",
+    # why a node runs on the host
+    "data-dependent": "the shape of its result depends on data: it runs in numpy",
+    "host-only": "there is no native code for it: it runs in numpy",
+    # why a node is in no kernel
+    "constant": "its result follows from constants and shapes alone: nothing is computed when the model runs",
+    "vanished": "nothing is left of it: no output needs it, it changes nothing, or an equal or opposite node made it void",
+}
+"""The closed set of reason codes, and what each means."""
+
+
+class Explanation:
+    """What was stitched, why, what was not, why not."""
+
+    def __init__(self, report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
+        text = report.get("explain", "")
+        self._report: dict[str, Any] = json.loads(text) if text else dict(_EMPTY)
+        self._sizes = dict(sizes or {})
+        if self._sizes:
+            self._apply_sizes()
+
+    def at(self, **sizes: int) -> Explanation:
+        """The same with numbers for symbols. Raises InputError for a name that is no symbol of the model."""
+        return Explanation({"explain": json.dumps(self._report)}, {**self._sizes, **sizes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """`kernels`, `clusters` (nodes; edges with scheme; reasons), `boundaries`, `native_nodes`, `host_nodes`,
+        `folded_nodes`, `bytes` and `symbols`. Bytes are ints, or the text of an expression over the symbols."""
+        copy: dict[str, Any] = json.loads(json.dumps(self._report))
+        return copy
+
+    def kernel(self, name: str) -> str:
+        """One kernel in detail. Raises InputError if there is none of that name."""
+        found = [(k, c) for k, c in zip(self._report["kernels"], self._report["clusters"], strict=True) if k["name"] == name]
+        if not found:
+            raise InputError(f"there is no kernel {name!r}", advice=f"they are {_range(self._report['kernels'])}")
+        k, c = found[0]
+        lines = [f"kernel {name}: {_operators(k)}", *(f"  {x}: {REASONS[x]}" for x in c["reasons"])]
+        lines.append(f"  {_count(k['phases'], 'phase')}, {_count(k['groups'], 'group')}")
+        lines.append(f"  reads {_bytes(k['read'])}, writes {_bytes(k['written'])}, constants {_bytes(k['constants'])}")
+        lines += ["", "  nodes", *(f"    {n}" for n in c["nodes"])]
+        if c["edges"]:
+            width = max(len(e["from"]) for e in c["edges"])
+            lines += ["", "  values that pass between operators without another kernel"]
+            lines += [
+                f"    {e['from']:{width}} -> {e['to']}  {e['scheme']}" + (f" ({e['place']})" if e["place"] else "")
+                for e in c["edges"]
+            ]
+        around = [b for b in self._report["boundaries"] if name in (b["from"], b["to"])]
+        if around:
+            lines += ["", "  values that pass between kernels, and why"]
+            lines += [f"    {b['from']} -> {b['to']}  {_bytes(b['bytes'])}  {b['reason']}" for b in around]
+            lines += [f"  {code}: {REASONS[code]}" for code in dict.fromkeys(b["reason"] for b in around)]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return "\n".join([*self._header(), "", *self._table(), "", *self._legend()])
+
+    # -------------------------------------------------- parts of the text
+
+    def _header(self) -> list[str]:
+        r = self._report
+        native, host, folded = len(r["native_nodes"]), len(r["host_nodes"]), len(r["folded_nodes"])
+        edges = Counter(e["scheme"] for c in r["clusters"] for e in c["edges"])
+        walked, single = r["bytes"]["walked"], r["bytes"]["one_by_one"]
+        lines = [
+            f"{_count(native + host + folded, 'ONNX node')}: {native} in {_count(len(r['kernels']), 'kernel')}, "
+            f"{host} on the host, {folded} folded away",
+            "stitched by scheme: " + (", ".join(f"{edges[s]} {s}" for s in SCHEMES if edges[s]) or "nothing"),
+            f"bytes of activations through memory: {_bytes(walked)}{_share(walked, single, ' of what ')}",
+            f"      if every ONNX node were a kernel: {_bytes(single)}",
+            f"         intermediates that are stored: {_bytes(r['bytes']['intermediate'])}",
+        ]
+        if isinstance(walked, int) and isinstance(single, int) and single:
+            lines[2] = f"bytes of activations through memory: {_bytes(walked)}"
+            lines[3] += f", so {100 * (single - walked) / single:.0f} % are saved"
+        if self._sizes:
+            lines.insert(0, "at " + ", ".join(f"{k}={v}" for k, v in self._sizes.items()))
+        return lines
+
+    def _table(self) -> list[str]:
+        """One row for kernels that are alike."""
+        total = self._report["bytes"]["walked"]
+        alike: dict[tuple[Any, ...], list[str]] = {}
+        for k, c in zip(self._report["kernels"], self._report["clusters"], strict=True):
+            found = Counter(e["scheme"] for e in c["edges"])
+            counts = tuple(str(found[s]) if found[s] else "-" for s in SCHEMES)
+            key = (_operators(k), str(k["onnx"]), str(k["phases"]), *counts, k["bytes"])
+            alike.setdefault(key, []).append(k["name"])
+        head = ["kernel", "what it computes", "nodes", "phases", "indep.", "local", "regional", "global", "bytes"]
+        rows = [head]
+        for key, names in alike.items():
+            size = key[-1]
+            times = f" x{len(names)}" if len(names) > 1 else ""
+            share = _share(size * len(names), total, " ") if isinstance(size, int) else ""
+            rows.append([names[0] + times, *key[:-1], f"{_bytes(size)}{' each' if times else ''}{share}"])
+        unused = {i for i in range(4, 8) if all(row[i] == "-" for row in rows[1:])}
+        rows = [[x for i, x in enumerate(row) if i not in unused] for row in rows]
+        last = len(rows[0]) - 1
+        widths = [max(len(row[i]) for row in rows) for i in range(last + 1)]
+        left = (0, 1, last)
+        return [
+            "  ".join(f"{x:{'<' if i in left else '>'}{w}}" for i, (x, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+            for row in rows
+        ]
+
+    def _legend(self) -> list[str]:
+        r = self._report
+        lines = ["why the kernels are what they are"]
+        lines += _codes(Counter(x for c in r["clusters"] for x in c["reasons"]), "kernel")
+        if r["boundaries"]:
+            lines += ["why they are not fewer"]
+            lines += _codes(Counter(b["reason"] for b in r["boundaries"]), "value")
+        if r["host_nodes"]:
+            lines += ["on the host"]
+            lines += [f"  {h['operator']} {h['node']!r}: {h['reason']}: {REASONS[h['reason']]}" for h in r["host_nodes"]]
+        if r["folded_nodes"]:
+            lines += ["folded away"]
+            lines += _codes(Counter(n["reason"] for n in r["folded_nodes"]), "node")
+        return lines
+
+    # -------------------------------------------------- sizes
+
+    def _apply_sizes(self) -> None:
+        r = self._report
+        for name, value in self._sizes.items():
+            if name not in r["symbols"]:
+                known = ", ".join(map(repr, r["symbols"])) or "none"
+                raise InputError(f"the model has no symbol {name!r}", advice=f"its symbols are {known}")
+            if value < 0:
+                raise InputError(f"{name} is {value}", advice="give 0 or more")
+        r["bytes"] = {k: self._sized(v) for k, v in r["bytes"].items()}
+        for k in r["kernels"]:
+            k.update({name: self._sized(k[name]) for name in ("bytes", "read", "written", "constants")})
+        for b in r["boundaries"]:
+            b["bytes"] = self._sized(b["bytes"])
+
+    def _sized(self, size: int | str) -> int | str:
+        from stitch import dims
+
+        if isinstance(size, int):
+            return size
+        result = dims.substitute(dims.parse(size), self._sizes)
+        return result if isinstance(result, int) else str(result)
+
+
+_EMPTY: Mapping[str, Any] = {
+    "kernels": [], "clusters": [], "boundaries": [], "native_nodes": [], "host_nodes": [], "folded_nodes": [],
+    "bytes": {"walked": 0, "intermediate": 0, "one_by_one": 0}, "symbols": [],
+}  # fmt: skip
+
+
+def _operators(kernel: Mapping[str, Any]) -> str:
+    """The dominant operators first, then what hangs on them."""
+    first = Counter(kernel["dominants"])
+    rest = Counter(kernel["operators"]) - first
+    heads = ", ".join(_times(n, op) for op, n in first.items())
+    tail = ", ".join(_times(n, op) for op, n in rest.items())
+    return f"{heads} + {tail}" if heads and tail else heads or tail or "copy"
+
+
+def _times(n: int, operator: str) -> str:
+    return f"{n} {operator}" if n > 1 else operator
+
+
+def _codes(counts: Mapping[str, int], what: str) -> list[str]:
+    ordered = [(code, counts[code]) for code in REASONS if counts.get(code)]
+    width = max((len(f"{code} ({_count(n, what)})") for code, n in ordered), default=0)
+    return [f"  {f'{code} ({_count(n, what)})':{width}}  {REASONS[code]}" for code, n in ordered]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _bytes(size: int | str) -> str:
+    if isinstance(size, str):
+        return size
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}" if size < 100 * scale else f"{size / scale:.0f} {unit}"
+    return f"{size} B"
+
+
+def _share(part: int | str, whole: int | str, before: str) -> str:
+    if not isinstance(part, int) or not isinstance(whole, int) or not whole:
+        return ""
+    return f"{before}({100 * part / whole:.0f} %)"
+
+
+def _range(kernels: Sequence[Mapping[str, Any]]) -> str:
+    names = [k["name"] for k in kernels]
+    return ", ".join(names) if len(names) < 6 else f"{names[0]} to {names[-1]}"

@@ -1,0 +1,91 @@
+"""The ordered list of passes, repeated until nothing changes.
+
+Transposes are what the passes spend most effort on. The importer surrounds convolutions and poolings with transposes
+to channels-last and back. `sink` pushes transposes towards the outputs, through everything that does not care about
+the order of axes, until one meets its inverse; `hoist` then pulls up what is left wherever that saves bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stitch.graph import Graph, Node, Value
+from stitch.rewrite import Rewriter, merged, rewrite
+from stitch.simplify.algebra import ALGEBRA
+from stitch.simplify.contractions import CONTRACTION, DECOMPOSITION
+from stitch.simplify.folding import FOLDING
+from stitch.simplify.hoisting import Plans
+from stitch.simplify.movement import MOVEMENT
+from stitch.simplify.permutations import stays, weight
+from stitch.simplify.sinking import SINKING
+
+_ROUNDS = 8  # a bound on repetition; real models settle in two to four
+
+
+def simplify(graph: Graph) -> Graph:
+    """The graph, simplified; its inputs, outputs' names and guards stay as they are.
+
+    A change of layout is kept if fewer bytes are moved after it, or as many in fewer nodes.
+    """
+    graph = _settled(graph, decompose, tidy, fold)
+    for _ in range(_ROUNDS):
+        after = _settled(hoist(_settled(graph, sink, tidy, fold)), decompose, tidy, fold)
+        if _burden(after) >= _burden(graph):
+            break
+        graph = after
+    return graph
+
+
+def _settled(graph: Graph, *passes: Callable[[Graph], Graph]) -> Graph:
+    """The graph after these passes, in this order, until none changes it."""
+    for _ in range(_ROUNDS):
+        before = graph
+        for step in passes:
+            graph = step(graph)
+        if graph is before:
+            break
+    return graph
+
+
+def _burden(graph: Graph) -> tuple[float, int]:
+    return sum(weight(n.output) for n in moving(graph)), len(graph.nodes)
+
+
+def decompose(graph: Graph) -> Graph:
+    """argmax, and contractions that reuse nothing, in plainer primitives (see the rules)."""
+    return rewrite(graph, merged(MOVEMENT, CONTRACTION, DECOMPOSITION, ALGEBRA))
+
+
+def tidy(graph: Graph) -> Graph:
+    """Algebra and movement."""
+    return rewrite(graph, merged(ALGEBRA, MOVEMENT, CONTRACTION))
+
+
+def fold(graph: Graph) -> Graph:
+    """What follows from constants or from shapes alone is computed now."""
+    return rewrite(graph, merged(FOLDING, ALGEBRA))
+
+
+def sink(graph: Graph) -> Graph:
+    """relu(transpose(x)) -> transpose(relu(x)) and so on (see the rules); inverse pairs vanish on meeting."""
+    return rewrite(graph, merged(MOVEMENT, CONTRACTION, SINKING))
+
+
+def hoist(graph: Graph) -> Graph:
+    """transpose(add(x, transpose(y))) -> add(transpose(x), y): transposes pulled up where fewer bytes are then moved.
+
+    Never through a value that something else reads too: that would compute it twice.
+    """
+    plans = Plans(graph)
+    chosen: dict[Node, Callable[[Rewriter], Value]] = {}
+    for node in graph.nodes:
+        if node.prim == "transpose" and not stays(node.attrs["perm"], node.inputs[0].shape):
+            cost, make = plans.plan(node.inputs[0], node.attrs["perm"], 32, root=True)
+            if cost < weight(node.output):
+                chosen[node] = make
+    return rewrite(graph, merged(MOVEMENT, CONTRACTION), chosen) if chosen else graph
+
+
+def moving(graph: Graph) -> list[Node]:
+    """The transposes that really move data: not merely axes of extent 1."""
+    return [n for n in graph.nodes if n.prim == "transpose" and not stays(n.attrs["perm"], n.inputs[0].shape)]
