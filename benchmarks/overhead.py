@@ -1,17 +1,33 @@
-"""What a call costs apart from the work in it: python -m benchmarks.overhead
+"""What a call costs apart from the work in it.
 
-A Relu of 16 floats, and the same with more kernels in the artifact, with the caller's arrays and with new ones;
-an empty parallel region; beside them onnxruntime, if it is installed.
+    python -m benchmarks.overhead [--record]
+
+A Relu of 16 floats, compiled from ONNX, through `CompiledModel.run` with the caller's arrays and with new ones; chains
+of Add and Mul of 16 floats, compiled with no scheme allowed that could stitch them, so that each further operator is a
+further kernel; beside them onnxruntime, if it is installed. Then what the parts cost, on artifacts written by hand: the
+executable without the API, each further call, an empty parallel region. Last, that a run in the steady state with the
+caller's arrays keeps no memory: not Python's (tracemalloc), nor the process's (its resident pages).
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import gc
+import os
+import sys
 import time
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks import results
+
+import stitch
+from stitch import knobs
 from stitch.plan import Artifact, NativeStep, Port, Slot
 from stitch.runtime import cpu
 from stitch.runtime.executable import Executable
@@ -105,43 +121,186 @@ def region(size: int) -> float:
     return microseconds(lambda: regions(address, 1000), number=20) / 1000
 
 
-def onnxruntime_relu(x: np.ndarray) -> float | None:
+# ------------------------------------------------------------------ models
+
+
+def model(operators: list[str]) -> bytes:
+    """A chain of operators on x of n floats; binary ones take b as their second operand."""
+    import onnx
+    from onnx import helper
+
+    def value(name: str) -> Any:
+        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n"])
+
+    last = len(operators) - 1
+    nodes = [
+        helper.make_node(
+            operator,
+            [f"v{k - 1}" if k else "x", *(["b"] if operator != "Relu" else [])],
+            ["y" if k == last else f"v{k}"],
+        )
+        for k, operator in enumerate(operators)
+    ]
+    inputs = [value("x"), *([value("b")] if set(operators) != {"Relu"} else [])]
+    graph = helper.make_graph(nodes, "chain", inputs, [value("y")])
+    opset = helper.make_opsetid("", 20)
+    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
+
+
+def chain(length: int) -> bytes:
+    return model([("Add", "Mul")[k % 2] for k in range(length)])
+
+
+def kernels(compiled: stitch.CompiledModel) -> int:
+    return len(compiled.explain().to_dict()["kernels"])
+
+
+def session(text: bytes) -> Any:
+    """onnxruntime's, or None."""
     try:
-        import onnx
         import onnxruntime as ort
     except ImportError:
         return None
-    value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Relu", ["x"], ["y"])],
-        "relu",
-        [value("x", onnx.TensorProto.FLOAT, ["n"])],
-        [value("y", onnx.TensorProto.FLOAT, ["n"])],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return microseconds(lambda: session.run(None, {"x": x}))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # it would not use more for 16 elements
+    options.log_severity_level = 3
+    return ort.InferenceSession(text, options, providers=["CPUExecutionProvider"])
 
 
-def main() -> None:
+def bound(peer: Any, feed: dict[str, np.ndarray], y: np.ndarray) -> Callable[[], object]:
+    """A run of onnxruntime with inputs and outputs bound to the caller's arrays, its way without allocation."""
+    binding = peer.io_binding()
+    for name, array in feed.items():
+        binding.bind_cpu_input(name, array)
+    binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+    return lambda: peer.run_with_iobinding(binding)
+
+
+# ------------------------------------------------------------------ memory
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def kept(call: Callable[[], object], number: int = 10_000) -> tuple[int, int, int]:
+    """Bytes that so many calls have kept: Python's, and the process's; and the most that Python had in between."""
+    for _ in range(100):
+        call()
+    gc.collect()
+    before = resident()
+    for _ in range(number):
+        call()
+    grown = resident() - before
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            call()
+        repeat = [None] * number
+        gc.collect()
+        base = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in repeat:
+            call()
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return now - base, grown, peak - base
+
+
+# ------------------------------------------------------------------ the table
+
+
+def calls() -> list[tuple[str, float, float | None]]:
+    """What, stitch's microseconds, onnxruntime's."""
     x = np.linspace(-1, 1, 16, dtype=np.float32)
-    y = np.empty_like(x)
-    one = Executable(relu(1))
-    many = Executable(relu(65))
-    inputs, outputs = [x], [y]
-    single = microseconds(lambda: one.run(inputs, outputs))
+    y, b = np.empty_like(x), np.full_like(x, 0.5)
+    relu_text = model(["Relu"])
+    one = stitch.optimize(relu_text, cache=False)
+    feed, outputs = {"x": x}, [y]
+    one.run(None, feed, outputs)
     assert np.array_equal(y, np.maximum(x, 0))
-    print(f"run, own outputs       {single:6.2f} us")
-    print(f"run, new outputs       {microseconds(lambda: one.run(inputs)):6.2f} us")
+    peer = session(relu_text)
+    rows: list[tuple[str, float, float | None]] = []
+    own = microseconds(lambda: one.run(None, feed, outputs))
+    rows.append(("run, own outputs", own, microseconds(bound(peer, feed, y)) if peer else None))
+    new = microseconds(lambda: one.run(None, feed))
+    rows.append(("run, new outputs", new, microseconds(lambda: peer.run(None, feed)) if peer else None))
+    both = {"x": x, "b": b}
+    times: dict[int, tuple[float, float | None]] = {}
+    for length in (1, 65):
+        with knobs.using(schemes="independent"):
+            compiled = stitch.optimize(chain(length), cache=False)
+        assert kernels(compiled) == length, f"{kernels(compiled)} kernels"
+        other = session(chain(length))
+        theirs = microseconds(bound(other, both, y), number=1000) if other else None
+        times[length] = microseconds(lambda c=compiled: c.run(None, both, outputs)), theirs  # type: ignore[misc]
+        if other:
+            want = other.run(None, both)[0]
+            assert np.array_equal(compiled.run(None, both)[0], want)
+    (ours_1, theirs_1), (ours_n, theirs_n) = times[1], times[65]
+    more = (theirs_n - theirs_1) / 64 if theirs_1 and theirs_n else None
+    rows.append(("each further kernel, its work included", (ours_n - ours_1) / 64, more))
+    return rows
+
+
+def parts() -> list[tuple[str, float, float | None]]:
+    """The same by hand: the executable without the API around it."""
+    x = np.linspace(-1, 1, 16, dtype=np.float32)
+    inputs, outputs = [x], [np.empty_like(x)]
+    one, many = Executable(relu(1)), Executable(relu(65))
+    single = microseconds(lambda: one.run(inputs, outputs))
+    rows: list[tuple[str, float, float | None]] = [("executable by itself, own outputs", single, None)]
     more = (microseconds(lambda: many.run(inputs, outputs)) - single) / 64
-    print(f"each further kernel    {more:6.3f} us, its work included")
+    rows.append(("each further call of a scalar loop over 16", more, None))
     for size in sorted({2, one.threads}):
         if size > 1:
-            print(f"empty region, team of {size} {region(size):5.2f} us")
-    theirs = onnxruntime_relu(x)
-    if theirs is not None:
-        print(f"onnxruntime            {theirs:6.2f} us, new outputs")
+            rows.append((f"empty region, team of {size}", region(size), None))
+    return rows
+
+
+def memory() -> list[tuple[str, tuple[int, int, int]]]:
+    x = np.linspace(-1, 1, 16, dtype=np.float32)
+    large = np.linspace(-1, 1, 1 << 20, dtype=np.float32)
+    with knobs.using(schemes="independent"):
+        several = stitch.optimize(chain(5), cache=False)
+    one = stitch.optimize(model(["Relu"]), cache=False)
+    found = []
+    for label, compiled, array in (("one kernel, 16 floats", one, x), ("five kernels, 2²⁰ floats", several, large)):
+        feed = {p.name: array for p in compiled.inputs}
+        outputs: list[np.ndarray | None] = [np.empty_like(array)]
+        number = 10_000 if array.size < 100 else 300
+        found.append((f"{label}, {number} runs", kept(lambda c=compiled, f=feed, o=outputs: c.run(None, f, o), number)))  # type: ignore[misc]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="put the tables into benchmarks/RESULTS.md")
+    args = parser.parse_args()
+    lines = ["| 16 floats, best of several averages | stitch us | onnxruntime us |", "|---|---:|---:|"]
+    rows = calls()
+    for label, ours, theirs in [*rows, *parts()]:
+        lines.append(f"| {label} | {ours:.3f} | {'' if theirs is None else f'{theirs:.3f}'} |")
+    met = {"run with own outputs below 5 us": rows[0][1] < 5, "a further kernel below 0.5 us": rows[2][1] < 0.5}
+    lines += ["", "| own outputs | Python keeps | in between | resident grows |", "|---|---:|---:|---:|"]
+    clean = True
+    for label, (net, grown, peak) in memory():
+        lines.append(f"| {label} | {net} bytes | {peak} bytes | {grown} bytes |")
+        clean = clean and net <= 0 and grown <= 0
+    met["nothing kept"] = clean
+    aims = "; ".join(f"{aim}: {'met' if good else 'MISSED'}" for aim, good in met.items())
+    text = "\n".join([*lines, "", f"Aims: {aims}."])
+    print(text)
+    if args.record:
+        notes = (
+            "onnxruntime with own outputs: `run_with_iobinding`, its arrays bound beforehand. A further kernel: chains of "
+            "1 and 65 Adds and Muls, which `STITCH_SCHEMES=independent` keeps apart, 64 kernels more for the difference."
+        )
+        results.record("overhead", "What a call costs", f"{results.origin()}\n\n{notes}\n\n{text}")
+    return 0 if clean else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,7 +17,7 @@ from dataclasses import replace
 from stitch import access, dims
 from stitch.access import Axis, Index
 from stitch.codegen.constants import Constant, Relaid
-from stitch.codegen.loops import Buffer, Clip, Expr, Fold, Local, Loop, Phase, Read, Stmt, Use
+from stitch.codegen.loops import Buffer, Clip, Define, Expr, Fold, Local, Loop, Phase, Read, Stmt, Use
 from stitch.codegen.lower import Nest, Rewriter, cost, indices
 from stitch.dims import Dim
 from stitch.graph import Value
@@ -30,8 +30,11 @@ BLOCK = 2048
 CHUNK = 20_000
 """Instructions that a chunk of tasks should hold, so that handing it out does not show (about 5 us)."""
 
-GATHER = 32.0
-"""Cost of a strided vector access, in contiguous ones."""
+GATHER, SCATTER = 32.0, 40.0
+"""Cost of a strided vector load or store, in contiguous ones."""
+
+TURN = 64
+"""Length of the serial side of a block where the vector axis is strided in what is read."""
 
 
 def phase(
@@ -47,7 +50,7 @@ def phase(
     across = {a: sum(weight(n, axes) * price(n, a) for n in work) for a in axes}
     best = min(axes, key=across.__getitem__, default=None)
     relaid: dict[Buffer, Constant] = {}
-    if best is not None and across[best] <= rows:
+    if best is not None and (across[best] <= rows or not any(own)):
         work = tuple(_relay(n, best, fixed, relaid) for n in work)
         loops_, tiles = _across(axes, best, work, lanes)
         return loops_, tiles, relaid
@@ -137,23 +140,36 @@ def _joining(outer: Axis, inner: Axis) -> tuple[Axis, Rewriter, dict[Axis, Axis 
 def _axis_cost(n: Nest, axis: Axis, lanes: int, constants: Container[Buffer] = ()) -> float:
     """Cost per element of a nest whose vector axis is `axis`."""
     total = cost(n)
+    moving = moving_locals(n, axis)
     for buffer, i, is_store in indices(n):
         c = i.coefficient(axis)
-        local = any(isinstance(v, Local) for v, _ in i.terms)
         if buffer is None:
             total += 0.5 if c != 0 else 0.0
         elif buffer.space == "tile":
             total += 1.0
-        elif (c == 1 or (c != 0 and buffer in constants)) and not local:
+        elif any(v in moving for v, _ in i.terms):
+            total += SCATTER if is_store else GATHER
+        elif c == 1 or (c != 0 and buffer in constants):
             total += 2.0
         elif c == 0:
-            total += GATHER if is_store and axis not in n.reduced else 0.3
+            total += SCATTER if is_store and axis not in n.reduced else 0.3
         else:
-            total += GATHER
+            total += SCATTER if is_store else GATHER
     if axis in n.reduced:
         total += 20.0 * lanes / max(estimate(axis.extent), 1)
     extent = max(estimate(axis.extent), 1)
     return total * (-(-extent // lanes) * lanes) / extent
+
+
+def moving_locals(n: Nest, axis: Axis) -> set[Local]:
+    """The locals of a nest (loaded indices) that change along an axis."""
+    moving: set[Local] = set()
+    for s in n.body:
+        if isinstance(s, Define):
+            inside = indices(Nest((), (), (s,)))
+            if any(i.coefficient(axis) != 0 or any(v in moving for v, _ in i.terms) for _, i, _ in inside):
+                moving.add(s.local)
+    return moving
 
 
 def _scalar(n: Nest) -> float:
@@ -193,6 +209,7 @@ def loops(n: Nest, vector: Axis | None, clips: dict[Axis, Clip] | None = None, t
 
 def _across(axes: tuple[Axis, ...], axis: Axis, nests: tuple[Nest, ...], lanes: int) -> tuple[Phase, tuple[Buffer, ...]]:
     """All nests inside one vector loop over a block of a parallel axis."""
+    axes, nests, clips = _turn(axes, axis, nests)
     inner_loops = any(n.kept or n.reduced for n in nests)
     times = 4 if not inner_loops else min((unroll(n, True) for n in nests), default=1)
     if not inner_loops and sum(cost(n) for n in nests) > 24:
@@ -222,10 +239,32 @@ def _across(axes: tuple[Axis, ...], axis: Axis, nests: tuple[Nest, ...], lanes: 
     for t in tiles_of(moved):
         wide[t] = Buffer(t.name, t.dtype, t.size * block, "tile")
     moved = [Retiler(wide).nest(n, {}) for n in moved]
-    inside = tuple(s for n in moved for s in loops(n, None))
+    inside = tuple(s for n in moved for s in loops(n, None, clips))
     body = (Loop(lane, inside, (), "vector", clip, times),)
     rest = tuple(outer if a is axis else a for a in axes if a is not axis or outer is not None)
     return Phase(tuple(a for a in rest if a is not None), body, grain(moved, block)), tuple(wide.values())
+
+
+def _turn(axes: tuple[Axis, ...], vector: Axis, nests: tuple[Nest, ...]) -> tuple[tuple[Axis, ...], tuple[Nest, ...], dict[Axis, Clip]]:  # fmt: skip
+    """Where plain elementwise work reads across the vector axis, the axis along which it would read contiguously
+    becomes a serial loop inside the task: what a cache line holds is then used while it is there.
+
+    Before: parallel (q, ...) { vector v: y[q, v] := x[v, q] };  after: parallel (q / 64, ...) { vector v { for q % 64 } }
+    """
+    found = [i for n in nests for b, i, is_store in indices(n) if b is not None and not is_store]
+    strided = [i for i in found if i.coefficient(vector) not in (0, 1)]
+    along = next((a for i in strided for a in axes if a is not vector and i.coefficient(a) == 1), None)
+    if along is None or any(n.kept or n.reduced for n in nests):
+        return axes, nests, {}
+    if isinstance(along.extent, int) and along.extent <= 2 * TURN:
+        inner, outer, position, clips = along, None, access.of(along), {}
+    else:
+        inner, outer = Axis(along.name, TURN), Axis(along.name + "b", dims.ceil_div(along.extent, TURN))
+        position, clips = access.index(0, (outer, TURN), (inner, 1)), {inner: Clip(TURN, outer, along.extent)}
+    rewriter = Rewriter(lambda _, i: i.substitute({along: position}))
+    moved = tuple(replace(rewriter.nest(n, {}), kept=(inner,)) for n in nests)
+    rest = tuple(x for a in axes if (x := outer if a is along else a) is not None)
+    return rest, moved, clips
 
 
 class Reader(Rewriter):

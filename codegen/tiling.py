@@ -52,7 +52,7 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
     (nest,) = nests(names, part)
     roles = _merge(_Roles(heavy.batch, heavy.rows, heavy.columns, heavy.summed, heavy.a.offset, heavy.b.offset, nest))
     column = _contiguous(roles) or Axis("n", 1)
-    row = max(reversed(roles.rows), key=_height, default=Axis("m", 1))
+    row = max(reversed(roles.rows), key=lambda x: _height(x, roles.a.coefficient(x)), default=Axis("m", 1))
     height, vectors = choose(row.extent, column.extent, roles.a.coefficient(row), target, dtype)
     width = vectors * target.lanes(dtype)
     panel, tile = Axis("no", dims.ceil_div(column.extent, width)), Axis("mo", dims.ceil_div(row.extent, height))
@@ -103,12 +103,17 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
         epilogue = Rewriter(lambda _, x: x.substitute({j: access.of(short)})).nest(epilogue, {j: short})
         j = short
     body: tuple[Stmt, ...] = (contract, *loops(epilogue, j, clips, times=vectors))
-    parallel = [*roles.batch, *others, panel, *(x for x in roles.rows if x is not row)]
+    high = [x for x in roles.rows if x is not row]
+    depth = dims.product(k.extent for k in summed)
+    weights = estimate(depth * column.extent) * dtype.itemsize
     if inside:
         body = (*before, Loop(tile, body)) if tile.extent != 1 else (*before, *body)
+        parallel = [*roles.batch, *others, panel, *high]
+    elif weights <= target.l2_bytes // 2:
+        parallel = [*roles.batch, *others, *high, tile, panel]  # all panels stay in L2 while a passes once
     else:
-        parallel.append(tile)
-    flops = dims.product(k.extent for k in summed) * (height * vectors)
+        parallel = [*roles.batch, *others, *high, panel, tile]  # a panel, and a line of a, while the other passes
+    flops = depth * (height * vectors)
     work = flops * (tile.extent if inside else 1) // 2 + 64
     tasks = tuple(x for x in parallel if x.extent != 1)
     return Phase(tasks, body, dims.ceil_div(CHUNK, work)), tuple(tiles), packed
@@ -184,9 +189,10 @@ def _ordered(r: _Roles) -> tuple[Axis, ...]:
     return (*rest, *(k for k in r.summed if r.a.coefficient(k) == 1))
 
 
-def _height(row: Axis) -> tuple[bool, int]:
-    """Order of preference for the rows of a tile: a number that fills one, before a symbol, which may be 1."""
-    return isinstance(row.extent, int) and row.extent >= 4, estimate(row.extent)
+def _height(row: Axis, stride: Dim) -> tuple[bool, int]:
+    """Order of preference for the rows of a tile: a number that fills one, before a symbol, which may be 1; then rows
+    that lie close to each other."""
+    return isinstance(row.extent, int) and row.extent >= 4, -estimate(stride)
 
 
 def _clip(block: int, outer: Axis, limit: Dim) -> Clip | None:

@@ -25,15 +25,14 @@ from stitch.runtime.cache import Cache
 from stitch.runtime.executable import Executable
 
 if TYPE_CHECKING:
-    import onnx
-
     from stitch.explain import Explanation
+    from stitch.importer import Model
 
 Shapes = Mapping[str, Sequence["int | str | None"]]
 
 
 def optimize(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    model: Model,
     *,
     target: str | None = None,
     threads: int | None = None,

@@ -76,7 +76,7 @@ class Explanation:
         if not found:
             raise InputError(f"there is no kernel {name!r}", advice=f"they are {_range(self._report['kernels'])}")
         k, c = found[0]
-        lines = [f"kernel {name}: {_operators(k)}", *(f"  {x}: {REASONS[x]}" for x in c["reasons"])]
+        lines = [f"kernel {name}: {_operators(k)}", *(f"  {x}: {REASONS.get(x, '')}" for x in c["reasons"])]
         lines.append(f"  {_count(k['phases'], 'phase')}, {_count(k['groups'], 'group')}")
         lines.append(f"  reads {_bytes(k['read'])}, writes {_bytes(k['written'])}, constants {_bytes(k['constants'])}")
         lines += ["", "  nodes", *(f"    {n}" for n in c["nodes"])]

@@ -48,6 +48,8 @@ from stitch.weights import Folder, lift, map_file, view
 if TYPE_CHECKING:
     import onnx
 
+    Model: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
+
     _Attributes: TypeAlias = Mapping[str, onnx.AttributeProto]
 
 Results: TypeAlias = tuple[Value | None, ...]
@@ -56,7 +58,7 @@ _FOLDABLE = 1 << 20  # elements: larger values are not computed for an operator 
 _DEPTH = 64  # functions and branches inside each other
 
 
-def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto, shapes: Shapes | None = None) -> Graph:
+def load(model: Model, shapes: Shapes | None = None) -> Graph:
     """The graph of a model. `shapes` replaces the shapes of inputs by name; None in one is an unknown extent.
 
     Raises InvalidModel for what is no correct model, UnsupportedOperator for what is one but cannot be compiled.

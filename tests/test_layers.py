@@ -56,16 +56,18 @@ TABLE = """
     stitch.simplify
     stitch.stitching
     stitch.stitching.trace
+    stitch.stitching.legalise
     stitch.stitching.schedule
     stitch.stitching.clusters
     stitch.stitching.dominants
     stitch.stitching.contractions
     stitch.stitching.schemes
-    stitch.stitching.legalise
     stitch.stitching.stitch
 
     stitch.codegen
     stitch.codegen.loops
+    stitch.codegen.polynomials
+    stitch.codegen.trigonometry
     stitch.codegen.mathlib
     stitch.codegen.bits
     stitch.codegen.contract
@@ -97,8 +99,8 @@ TABLE = """
     stitch.runtime.host
     stitch.runtime.executable
 
-    stitch.report
     stitch.explain
+    stitch.report
     stitch.compiler
     stitch.api
     stitch.backend

@@ -246,14 +246,7 @@ def softmax(rows: Dim, columns: Dim, unroll: int = 4) -> Program:
         Loop(j, (), (Fold(top, "max", Read(x, at(j))),), "vector", None, unroll),
         Loop(k, (exp, Store(tile, index(0, (k, 1)), Use(e))), (Fold(total, "add", Use(e)),), "vector", None, unroll),
         Define(scale, f32("div", number(1), Use(total))),
-        Loop(
-            last,
-            (Store(y, at(last), f32("mul", Read(tile, index(0, (last, 1))), Use(scale))),),
-            (),
-            "vector",
-            None,
-            unroll,
-        ),
+        Loop(last, (Store(y, at(last), scaled),), (), "vector", None, unroll),
     )
     return Program("softmax", (x, y), (tile,), (Phase((i,), body),), symbols(rows, columns))
 

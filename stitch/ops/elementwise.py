@@ -195,6 +195,9 @@ def bitcast(b: Builder, call: Call, x: Value) -> Value:
     dtype = call.element_type("to")
     if dtype.itemsize != x.dtype.itemsize:
         raise call.invalid(f"{x.dtype.name} and {dtype.name} differ in width")
+    if dtypes.BOOL in (dtype, x.dtype) and dtype != x.dtype:  # a bool is stored as 0 or 1, but has no bits of its own
+        byte = b.cast(x, dtypes.UINT8) if x.dtype == dtypes.BOOL else b.apply("bitcast", x, dtype=dtypes.UINT8)
+        return b.cast(byte, dtype) if dtype in (dtypes.BOOL, dtypes.UINT8) else b.apply("bitcast", byte, dtype=dtype)
     return x if dtype == x.dtype else b.apply("bitcast", x, dtype=dtype)
 
 

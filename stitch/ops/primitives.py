@@ -289,7 +289,8 @@ def _window(attrs: Attrs, x: Array) -> Array:
 
 def _contract(attrs: Attrs, a: Array, b: Array) -> Array:
     wide = np.float64 if dtypes.is_float(a.dtype) else a.dtype
-    out = np.einsum(a.astype(wide), list(attrs["a"]), b.astype(wide), list(attrs["b"]), list(attrs["out"]), optimize=True)
+    labels = [list(attrs[name]) for name in ("a", "b", "out")]
+    out = np.einsum(a.astype(wide), labels[0], b.astype(wide), labels[1], labels[2], optimize=True)
     return np.asarray(out).astype(a.dtype)
 
 

@@ -5,8 +5,8 @@
 
 The function receives the builder, the call (attributes, opset) and one argument per ONNX input (None for an omitted
 optional one; trailing omitted inputs take the parameter's default). It returns a value, or a tuple of values in the
-order of ONNX's outputs (None for one that is never asked for). What it cannot do it refuses with `raise call.unsupported(advice)`; what
-contradicts ONNX's specification with `raise call.invalid(problem)`.
+order of ONNX's outputs (None for one that is never asked for). What it cannot do it refuses with
+`raise call.unsupported(advice)`; what contradicts ONNX's specification with `raise call.invalid(problem)`.
 """
 
 from __future__ import annotations
