@@ -3,6 +3,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 MODEL ?=
+EXPORTER ?= $(firstword $(wildcard ../shared/models/export_models.py) build/export_models.py)
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -10,10 +11,11 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check --no-input
 
 READY := $(VENV)/.ready
 EXTRAS := $(VENV)/.extras
+EXPORTING := .venv-exports/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench nodes models clean
+.PHONY: help demo test lint bench exports exporter nodes models clean
 
 help:  ## print this list
 	@echo "usage: make TARGET"
@@ -28,8 +30,11 @@ test: $(READY)  ## run the tests: make test [JOBS=n]
 lint: $(READY)  ## ruff and mypy --strict
 	@failed=0; $(PY) -m ruff check || failed=1; $(PY) -m mypy || failed=1; exit $$failed
 
-bench: $(READY) $(EXTRAS)  ## measure speed beside other runtimes
-	$(PY) -m benchmarks
+bench: $(READY) $(EXTRAS)  ## a quick measurement beside onnxruntime, and how to get the full ones
+	$(PY) -m benchmarks --quick
+
+exports: $(EXPORTING)  ## export large architectures for bench and models: make exports [EXPORTER=script.py]
+	$(EXPORTING:/.ready=/bin/python) "$(EXPORTER)" --out build/exports
 
 nodes: $(READY)  ## ONNX's own test suite, operator by operator
 	$(PY) -m benchmarks.nodes
@@ -38,7 +43,7 @@ models: $(READY)  ## compare whole models with their reference outputs
 	$(PY) -m benchmarks.models --check
 
 clean:  ## remove the environment, caches and what was built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) $(dir $(EXPORTING)) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
 	find stitch codegen runtime tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml
@@ -54,3 +59,20 @@ $(EXTRAS): $(READY)
 		$(PIP) install $$package || echo "continuing without $$package (make clean, then try again)"; \
 	done
 	@touch $@
+
+# Exporting needs torch, in an environment of its own. The script that exports is not part of this repository.
+$(EXPORTING): | exporter
+	@echo "setting up $(@D) with torch, which takes some minutes and 2 GB"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install torch --index-url https://download.pytorch.org/whl/cpu \
+		|| $(@D)/bin/python -m pip --quiet --disable-pip-version-check install torch
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install transformers onnxscript onnx onnxruntime
+	@touch $@
+
+exporter:
+	@test -f "$(EXPORTER)" || { \
+		echo "make exports: there is no $(EXPORTER)."; \
+		echo "The script that exports is not part of this repository: it lies in ../shared/models/export_models.py when"; \
+		echo "that folder exists beside the repository. Another one is taken with EXPORTER=script.py; it is called with"; \
+		echo "--out build/exports and writes NAME.onnx and NAME.json, as benchmarks/models.py reads them."; \
+		exit 1; }

@@ -169,7 +169,10 @@ def mobilenet(
     w.prefix = "head/"
     x = _relu6(w, _conv(w, x, "head", channels, head, 1, 1))
     x = w.node("Flatten", w.node("GlobalAveragePool", x), axis=1)
-    weight, bias = w.normal("classifier.weight", (classes, head), head**-0.5), w.around("classifier.bias", classes, 0, 0.1)
+    weight, bias = (
+        w.normal("classifier.weight", (classes, head), head**-0.5),
+        w.around("classifier.bias", classes, 0, 0.1),
+    )
     return w.model("mobilenet", [image], [(w.node("Gemm", x, weight, bias, transB=1), output)])
 
 

@@ -74,7 +74,7 @@ def picture(path: Path, title: str, rows: Rows) -> Path | None:
         top = 1 - 0.26 / high
         figure.text(0.02, top, what, fontsize=14, fontweight="bold", va="center")
         figure.text(0.98, top, f"{how}; shorter is better", fontsize=10, va="center", ha="right", color="#57606a")
-        figure.subplots_adjust(left=0.215, right=0.87, top=1 - 0.82 / high, bottom=0.16 / high, hspace=0.42)
+        figure.subplots_adjust(left=0.215, right=0.8, top=1 - 0.82 / high, bottom=0.16 / high, hspace=0.42)
         figure.savefig(path, dpi=160)
         plt.close(figure)
     return path

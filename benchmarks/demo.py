@@ -25,7 +25,7 @@ import numpy as np
 import stitch
 from benchmarks import chart
 from stitch import dims, knobs
-from stitch.errors import InputError, StitchError
+from stitch.errors import StitchError
 from stitch.explain import Explanation
 from stitch.runtime.threads import available_cores
 
@@ -34,13 +34,17 @@ Feeds = dict[str, Array]
 Sizes = dict[str, int]
 
 DEFAULT = "distilbert"
-TEXT: Sequence[Sizes] = ({"batch": 1, "seq": 32}, {"batch": 1, "seq": 128}, {"batch": 4, "seq": 100})
-SIZES: Mapping[str, Sequence[Sizes]] = {"distilbert": TEXT, "bert_base": TEXT, "mobilenet": ({"batch": 1}, {"batch": 4})}
-HIGHEST = {"input_ids": 30522}  # of the integers in the inputs of our own models, exclusive; 2 otherwise, safe for any
+TEXT: Sequence[Sizes] = ({"batch": 1, "seq": 32}, {"batch": 1, "seq": 128}, {"batch": 4, "seq": 64})
+SIZES: Mapping[str, Sequence[Sizes]] = {
+    "distilbert": TEXT,
+    "bert_base": TEXT,
+    "mobilenet": ({"batch": 1}, {"batch": 4}),
+}
+WORDS = {"input_ids": 30522}  # in our own models; integers for others are 0 or 1, which is safe for any
 SMALL = {"batch": 1, "seq": 64, "len": 64, "height": 224, "width": 224, "past": 8}  # by a part of a symbol's name
 OTHERWISE = 16
 SECONDS = 1.5  # of measuring, per engine and size
-TURN = 4  # runs of one engine, the first of which is not counted, before the next has its turn
+TURN = 0.06  # seconds in which one engine runs, at least twice, before the next has its turn
 CLOSE = 1e-3  # of the largest output: how far sums of float32 in another order may lead, in a deep model
 
 
@@ -84,11 +88,11 @@ def demonstrate(model: str, chosen: Sizes, out: Path | None = None, seconds: flo
     known = symbols(compiled)
     for symbol in chosen:
         if symbol not in known:
-            raise InputError(f"the model has no symbol {symbol!r}", advice=f"its symbols are {', '.join(known) or 'none'}")
+            raise StitchError(f"the model has no symbol {symbol!r}", f"its symbols are {', '.join(known) or 'none'}")
     sizes = [complete(known, {**s, **chosen}) for s in SIZES.get(name, ({},))]
     sizes = [s for k, s in enumerate(sizes) if s not in sizes[:k]]
     print(f"\n{excerpt(compiled.explain(), sizes[len(sizes) // 2])}\n")
-    feeds = {label(s): random_feeds(compiled, s) for s in sizes}
+    feeds = {label(s): random_feeds(compiled, s, WORDS if name in SIZES else {}) for s in sizes}
     right = compare(engines, feeds, [o.name for o in compiled.outputs], source)
     measure(engines, feeds, seconds)
     title = f"{name}, milliseconds per inference, {count(threads, 'thread')}"
@@ -129,7 +133,7 @@ def load(source: bytes | Path, threads: int) -> tuple[stitch.CompiledModel, list
     with knobs.using(schemes=("independent",)):
         single = stitch.optimize(source, threads=threads, cache=False)
     kernels = len(single.explain().to_dict()["kernels"])
-    print(f"without stitching, a kernel for each primitive operation, there are {kernels} kernels; compiled in {since(start)}")
+    print(f"without stitching, with a kernel for each primitive operation, it has {kernels} kernels ({since(start)})")
     engines = [
         Engine("stitch", lambda feeds: compiled.run(None, feeds)),
         Engine("without stitching", lambda feeds: single.run(None, feeds)),
@@ -175,18 +179,21 @@ def complete(known: Sequence[str], chosen: Mapping[str, int]) -> Sizes:
     return {s: chosen.get(s, guess[s]) for s in known}
 
 
-def random_feeds(model: stitch.CompiledModel, sizes: Sizes, seed: int = 0) -> Feeds:
-    """Random arrays for the inputs: normal floats, and integers that are 0 or 1, which index anything."""
-    rng = np.random.default_rng(seed)
+def random_feeds(model: stitch.CompiledModel, sizes: Sizes, highest: Mapping[str, int] | None = None) -> Feeds:
+    """Random arrays for the inputs: normal floats, and integers from 0 to `highest`, exclusive, or else 0 and 1."""
+    rng = np.random.default_rng(0)
+    highest = highest or {}
     feeds: Feeds = {}
     for port in model.inputs:
         shape = [d if isinstance(d, int) else dims.evaluate(dims.parse(d), sizes) for d in port.shape]
         if any(n < 0 for n in shape):
-            raise InputError(f"at {label(sizes)} the shape of input {port.name!r} is {tuple(shape)}", advice="choose others with --size")
+            raise StitchError(
+                f"at {label(sizes)} input {port.name!r} would be {tuple(shape)}", "choose others with --size"
+            )
         if port.dtype.kind == "f" or port.dtype.name == "bfloat16":
             feeds[port.name] = rng.standard_normal(shape).astype(port.dtype)
         else:
-            feeds[port.name] = rng.integers(0, HIGHEST.get(port.name, 2) if port.name in HIGHEST else 2, shape).astype(port.dtype)
+            feeds[port.name] = rng.integers(0, highest.get(port.name, 2), shape).astype(port.dtype)
     return feeds
 
 
@@ -208,8 +215,9 @@ def excerpt(explanation: Explanation, sizes: Sizes, rows: int = 12, lines: int =
     clusters = explanation.to_dict()["clusters"]
     if not clusters:
         return head
-    best = max(clusters, key=lambda c: len({e["from"] for e in c["edges"]} | {e["to"] for e in c["edges"]}))
-    detail = sized.kernel(best["kernel"]).splitlines()
+    edges = {c["kernel"]: len(c["edges"]) for c in clusters}
+    best = max(explanation.to_dict()["kernels"], key=lambda k: (k["onnx"], edges[k["name"]]))
+    detail = sized.kernel(best["name"]).splitlines()
     if len(detail) > lines:
         detail[lines:] = [f"    ... and {len(detail) - lines} lines more"]
     return "\n".join([head, "", *shown, "", "for example, the one with most in it:", "", *detail])
@@ -218,7 +226,9 @@ def excerpt(explanation: Explanation, sizes: Sizes, rows: int = 12, lines: int =
 # ------------------------------------------------------------------ answers
 
 
-def compare(engines: Sequence[Engine], feeds: Mapping[str, Feeds], outputs: Sequence[str], source: bytes | Path) -> bool:
+def compare(
+    engines: Sequence[Engine], feeds: Mapping[str, Feeds], outputs: Sequence[str], source: bytes | Path
+) -> bool:
     """Whether stitch agrees with all others; where onnxruntime is missing, with numpy too, at the first size."""
     right = True
     for size, feed in feeds.items():
@@ -270,13 +280,15 @@ def measure(engines: Sequence[Engine], feeds: Mapping[str, Feeds], seconds: floa
     for size, feed in feeds.items():
         found: dict[str, list[float]] = {e.name: [] for e in engines}
         end = time.perf_counter() + seconds * len(engines)
-        while time.perf_counter() < end or len(found[engines[0].name]) < TURN:
+        while time.perf_counter() < end or len(found[engines[0].name]) < 3:
             for e in engines:
-                for k in range(TURN):
-                    start = time.perf_counter()
+                e.run(feed)
+                now = begin = time.perf_counter()
+                while now == begin or now < begin + TURN:
+                    start = now
                     e.run(feed)
-                    if k:
-                        found[e.name].append(1e3 * (time.perf_counter() - start))
+                    now = time.perf_counter()
+                    found[e.name].append(1e3 * (now - start))
         for e in engines:
             e.times[size] = statistics.median(found[e.name])
 

@@ -8,6 +8,9 @@ a slice of time, one right after the other, so that both see the same neighbours
 rounds of the medians within them; the ratio is the median of the rounds' ratios, and its spread reaches from the
 lowest to the highest quarter of them. `best` compares the shortest single runs, which neighbours disturb least.
 
+With one thread, nothing waits in either engine, and times are the thread's processor time: what others take of the
+processor does not count. With more, they are wall time, and mean little on a machine that is not idle.
+
 --record puts the tables into benchmarks/RESULTS.md.
 """
 
@@ -191,7 +194,7 @@ def serve(engine: str, threads: int) -> None:
                     session = None
                     path, feed = rest
                     session = _session(engine, threads, path)
-                    feed = {name: feed[name] for name in _inputs(session) if name in feed}
+                    feed = {n: np.array(feed[n], np.dtype(feed[n].dtype.name)) for n in _inputs(session) if n in feed}
                 case "outputs":
                     answer = session.run(None, feed)
                 case "time":
@@ -225,13 +228,14 @@ def _inputs(session: Any) -> list[str]:
 
 def _time(session: Any, feed: Feed, seconds: float, least: int) -> list[float]:
     """Seconds of each run, for that long. The first one, which finds cold caches, does not count."""
+    clock = time.thread_time if len(os.sched_getaffinity(0)) == 1 else time.perf_counter
     session.run(None, feed)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < least or (time.perf_counter() < end and len(times) < 20000):
-        start = time.perf_counter()
+        start = clock()
         session.run(None, feed)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return times
 
 

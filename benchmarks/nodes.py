@@ -13,8 +13,8 @@ A case is
 Each worker is a process, so that a crash is the fault of one case. The exit status is 1 if any case is wrong.
 
 `benchmarks/nodes.txt` holds the expected state of each case, one a line, so that coverage is a diff: `--update`
-rewrites it, and without it the differences are printed. `--symbolic` runs the cases compiled for inputs whose extents
-above 1 are symbols, equal extents the same one; that run is not stored.
+rewrites it unless something is wrong, and without it the differences are printed. `--symbolic` runs the cases compiled
+for inputs whose extents above 1 are symbols, equal extents the same one; that run is not stored.
 """
 
 from __future__ import annotations
@@ -80,9 +80,8 @@ def _load(case: Any) -> tuple[onnx.ModelProto, list[tuple[list[Any], list[Any]]]
     sets = []
     for data in sorted(folder.glob("test_data_set_*")):
         inputs = [_read(data / f"input_{k}.pb", v) for k, v in enumerate(model.graph.input)]
-        sets.append(
-            ([x for x in inputs if x is not None], [_read(data / f"output_{k}.pb", v) for k, v in enumerate(model.graph.output)])
-        )
+        outputs = [_read(data / f"output_{k}.pb", v) for k, v in enumerate(model.graph.output)]
+        sets.append(([x for x in inputs if x is not None], outputs))
     return model, sets
 
 
@@ -178,11 +177,13 @@ def _wrong(model: onnx.ModelProto, inputs: Sequence[Any], expected: Sequence[Any
 
 def _symbols(model: onnx.ModelProto, inputs: Sequence[Any]) -> dict[str, list[int | str | None]]:
     """Shapes by input name: equal extents above 1 are one symbol."""
+    from stitch import dtypes
+
     given = {t.name for t in model.graph.initializer}
     names = [v.name for v in model.graph.input if v.name not in given and v.type.HasField("tensor_type")]
     shapes: dict[str, list[int | str | None]] = {}
     for name, array in zip(names, inputs, strict=False):
-        if isinstance(array, np.ndarray):
+        if isinstance(array, np.ndarray) and array.dtype in dtypes.ALL:
             shapes[name] = [f"s{n}" if n > 1 else n for n in array.shape]
     return shapes
 
@@ -255,6 +256,12 @@ def read_list(path: Path = LIST) -> dict[str, Result]:
     return out
 
 
+def list_version(path: Path = LIST) -> str:
+    """The version of onnx that the list was made with."""
+    head = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return head.partition("of onnx ")[2].partition(":")[0]
+
+
 def write_list(results: Mapping[str, Result], path: Path = LIST) -> None:
     head = f"# ONNX's backend suite of onnx {onnx.__version__}: python -m benchmarks.nodes --update\n"
     head += f"# {summary(results.values())}\n"
@@ -287,14 +294,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if part:
             print(f"{kind:18} {summary(part)}")
     print(f"{'all':18} {summary(results.values())} ({time.perf_counter() - start:.0f} s)")
-    if options.update and not options.symbolic:
+    wrong = any(r.state == "wrong" for r in results.values())
+    if options.update and not options.symbolic and not wrong:
         write_list((read_list() if options.filter and LIST.exists() else {}) | results)
     elif LIST.exists() and not options.symbolic:
         stored = read_list()
         for name, result in sorted(results.items()):
             if (was := stored.get(name, Result("new"))).state != result.state:
                 print(f"changed: {name}  {was.state} -> {result}")
-    return 1 if any(r.state == "wrong" for r in results.values()) else 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

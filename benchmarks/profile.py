@@ -33,7 +33,8 @@ from stitch.codegen.kernels import Lowered
 from stitch.codegen.loops import render
 from stitch.compiler import compile as compile_model
 from stitch.dims import Dim
-from stitch.plan import Artifact
+from stitch.plan import Artifact, HostStep
+from stitch.runtime import host
 from stitch.stitching.schedule import Kernel, Stitched
 from stitch.target import Target
 
@@ -51,6 +52,8 @@ class Compiled:
     lowered: Mapping[str, Lowered]
     ticks: np.ndarray
     ends: list[int]  # numbers of the first tick of each entry, and after the last one
+    hosted: dict[str, list[float]] = field(default_factory=dict)  # seconds of all calls of host functions
+    runs: int = 0
 
 
 @dataclass
@@ -108,27 +111,39 @@ def _instrument(text: str, address: int, ends: list[int], target: Target) -> str
 
 
 def measure(c: Compiled, feed: latency.Feed) -> tuple[list[float], float]:
-    """Seconds of each call, the median of several runs, and of a whole run."""
+    """Seconds of each call, the shortest of several runs, and of a whole run: neighbours only ever add."""
     c.model.run(None, feed)
-    rows, walls = [], []
+    c.hosted.clear()
+    rows: list[np.ndarray] = []
+    walls: list[float] = []
     begin, first = time.perf_counter(), time.perf_counter_ns()
-    base = None
     while len(rows) < RUNS or (time.perf_counter() - begin < SECONDS / 4):
         start = time.perf_counter()
         c.model.run(None, feed)
         walls.append(time.perf_counter() - start)
         rows.append(c.ticks[: c.ends[-1]].copy())
-        base = rows[0][0] if base is None else base
         if time.perf_counter() - begin > SECONDS and len(rows) > 4:
             break
     # The counter's rate: ticks between the starts of the first and the last run, and the time between them.
     start_of_last = time.perf_counter_ns() - int(walls[-1] * 1e9)
     rate = (rows[-1][0] - rows[0][0]) / max(start_of_last - first, 1) * 1e9
-    return list(np.median(np.diff(np.array(rows), axis=1), axis=0) / rate), float(np.median(walls))
+    c.runs = len(rows)
+    return list(np.min(np.diff(np.array(rows), axis=1), axis=0) / rate), min(walls)
 
 
 def costs(c: Compiled, feed: latency.Feed) -> tuple[list[Cost], float]:
-    seconds, wall = measure(c, feed)
+    """The costs of all programs, the largest first, and the seconds of a run."""
+    run_host = host.call
+
+    def timed(step: HostStep, *rest: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return run_host(step, *rest)
+        finally:
+            c.hosted.setdefault(step.function, []).append(time.perf_counter() - start)
+
+    with mock.patch.object(host, "call", timed):
+        seconds, wall = measure(c, feed)
     sizes: dict[str, int] = {}
     for symbol, i, axis in c.model.artifact.bindings:
         sizes[c.model.artifact.symbols[symbol]] = feed[c.model.artifact.inputs[i].name].shape[axis]
@@ -201,7 +216,7 @@ def peer(path: str | Path, feed: latency.Feed, threads: int, top: int) -> str:
         if e.get("cat") == "Node" and e["name"].endswith("_kernel_time"):
             name = e["name"].removesuffix("_kernel_time")
             spent.setdefault((e["args"]["op_name"], name), []).append(e["dur"] / 1e3)
-    nodes = {key: float(np.median(ms)) for key, ms in spent.items()}
+    nodes = {key: min(ms) for key, ms in spent.items()}
     total = sum(nodes.values())
     by_operator: Counter[str] = Counter()
     for (operator, _), ms in nodes.items():
@@ -223,7 +238,7 @@ def main() -> None:
     reader.add_argument("--match", default="", help="only kernels whose primitives or nodes match this expression")
     reader.add_argument("--peer", action="store_true", help="onnxruntime's profile too")
     asked = reader.parse_args()
-    os.sched_setaffinity(0, latency.processors(asked.threads))
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: asked.threads]))
     sizes = {name: int(value) for name, value in (s.split("=") for s in asked.size)}
     with tempfile.TemporaryDirectory() as folder:
         path, feed = _subject(asked.model, sizes, Path(folder))
@@ -239,6 +254,10 @@ def _profile(asked: argparse.Namespace, path: str | Path, feed: latency.Feed) ->
         f"{Path(path).stem}: {1e3 * wall:.3f} ms a run, {1e3 * total:.3f} ms of it in {count} kernels of "
         f"{len(found)} programs, {asked.threads} threads\n"
     )
+    if c.hosted:
+        spent = {name: 1e3 * min(s) * len(s) / c.runs for name, s in c.hosted.items()}
+        steps = ", ".join(f"{name} {ms:.3f}" for name, ms in sorted(spent.items(), key=lambda item: -item[1]))
+        print(f"host steps, in numpy: {sum(spent.values()):.3f} ms: {steps}\n")
     wanted = [x for x in found if not asked.match or re.search(asked.match, describe(x, total, 0))]
     for cost in wanted[: asked.top]:
         print(describe(cost, total, asked.lines) + "\n")

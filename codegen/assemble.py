@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from stitch.codegen.kernels import Lowered
 from stitch.codegen.loops import render
 from stitch.dims import Dim
 from stitch.graph import Graph, Guard, Node, Value
+from stitch.ops.primitives import Array
 from stitch.stitching.schedule import Kernel, Stitched
 from stitch.stitching.trace import Flow
 from stitch.target import Target
@@ -44,17 +46,17 @@ class _Blob:
     """The constants: pieces at aligned offsets, each put in once."""
 
     offsets: dict[Any, int] = field(default_factory=dict)
-    parts: list[tuple[int, Callable[[], np.ndarray[Any, Any]]]] = field(default_factory=list)
+    parts: list[tuple[int, Callable[[], Array]]] = field(default_factory=list)
     size: int = 0
 
-    def place(self, key: Any, nbytes: int, make: Callable[[], np.ndarray[Any, Any]]) -> int:
+    def place(self, key: Any, nbytes: int, make: Callable[[], Array]) -> int:
         if key not in self.offsets:
             self.offsets[key] = self.size
             self.parts.append((self.size, make))
             self.size += -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT
         return self.offsets[key]
 
-    def build(self) -> np.ndarray[Any, Any]:
+    def build(self) -> Array:
         block = mmap.mmap(-1, max(self.size, 1))  # zeros; in huge pages, or making them would take as long as the rest
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without huge pages
@@ -120,9 +122,10 @@ class _Assembly:
         self._place_constants(lowered)
         slots.append(plan.Slot("uint8", 1, "constant", 0, (self.blob.size,)))
         for v in self._host_constants():
-            at = self.blob.place(("const", v), int(v.bytes), lambda v=v: self.flow.producer[v].attrs["array"])  # type: ignore[misc]
+            array = self._array(v)
+            at = self.blob.place(("const", v), array.nbytes, partial(self._array, v))
             self.slot_of[v] = len(slots)
-            slots.append(plan.Slot(v.dtype.name, v.rank, "constant", at, tuple(int(d) for d in v.shape)))  # type: ignore[arg-type]
+            slots.append(plan.Slot(v.dtype.name, v.rank, "constant", at, array.shape))
         slots[self.constant_slot] = plan.Slot("uint8", 1, "constant", 0, (self.blob.size,))
         for v in self._crossing(lowered):
             self.slot_of[v] = len(slots)
@@ -138,7 +141,10 @@ class _Assembly:
         artifact = plan.Artifact(
             str(self.target), self.symbols,
             tuple(plan.Port(v.name, v.dtype.name, _texts(v.shape)) for v in graph.inputs),
-            tuple(plan.Port(n, v.dtype.name, _texts(v.shape)) for n, v in zip(graph.output_names, graph.outputs, strict=True)),
+            tuple(
+                plan.Port(n, v.dtype.name, _texts(v.shape))
+                for n, v in zip(graph.output_names, graph.outputs, strict=True)
+            ),
             tuple(slots), bindings, tuple(steps), code, constants, (), report,
         )  # fmt: skip
         artifact.check()
@@ -153,17 +159,21 @@ class _Assembly:
         )
 
     def _host_constants(self) -> list[Value]:
-        inputs = [v for s in self.steps if _is_host(s) for v in s[0].opaque.inputs]  # type: ignore[union-attr]
+        inputs = [v for s in self.steps if _is_host(s) for v in _opaque(s).inputs]
         return [v for v in dict.fromkeys(inputs) if v in self.flow.producer and self.flow.producer[v].prim == "const"]
 
     def _place_constants(self, lowered: Mapping[str, Lowered]) -> None:
         for low in lowered.values():
             for p in low.parameters:
                 if isinstance(p, Panels | Relaid):
-                    array = self.flow.producer[p.value].attrs["array"]
-                    self.blob.place(p, p.size * array.itemsize, lambda p=p, array=array: p.pack(array))  # type: ignore[misc]
+                    array = self._array(p.value)
+                    self.blob.place(p, p.size * array.itemsize, partial(p.pack, array))
                 elif p in self.flow.producer and self.flow.producer[p].prim == "const":
-                    self.blob.place(("const", p), int(p.bytes), lambda p=p: self.flow.producer[p].attrs["array"])  # type: ignore[misc,call-overload]
+                    self.blob.place(("const", p), self._array(p).nbytes, partial(self._array, p))
+
+    def _array(self, constant: Value) -> Array:
+        array: Array = self.flow.producer[constant].attrs["array"]
+        return array
 
     def _crossing(self, lowered: Mapping[str, Lowered]) -> list[Value]:
         """Values that one step makes and another needs, other than outputs."""
@@ -177,9 +187,9 @@ class _Assembly:
                         crossing[v] = None
         for s, step in enumerate(self.steps):
             for k in step:
-                for v in k.reads() if _is_host(step) else lowered[k.name].parameters:
-                    if isinstance(v, Value) and v in home and home[v] != s and v not in self.slot_of:
-                        crossing[v] = None
+                for p in k.reads() if _is_host(step) else lowered[k.name].parameters:
+                    if isinstance(p, Value) and p in home and home[p] != s and p not in self.slot_of:
+                        crossing[p] = None
         return list(crossing)
 
     # -------------------------------------------------- one step
@@ -232,13 +242,15 @@ class _Assembly:
         known = {s for v in self.graph.inputs for d in v.shape for s in _names(d)}
         for step in self.steps[: max(number, 0)]:
             if _is_host(step):
-                known |= {s for v in step[0].opaque.outputs for d in v.shape for s in _names(d)}  # type: ignore[union-attr]
+                known |= {s for v in _opaque(step).outputs for d in v.shape for s in _names(d)}
         return known
 
     def _guards(self, number: int) -> list[Guard]:
         """The guards whose symbols are all known at this step, but were not at an earlier native one."""
         earlier = [k for k, s in enumerate(self.steps[: max(number, 0)]) if not _is_host(s)]
-        before = self._bound_by(earlier[-1]) if earlier else (self._bound_by(-1) if self._first_native() < 0 <= number else None)
+        before = None
+        if earlier or self._first_native() < 0 <= number:
+            before = self._bound_by(earlier[-1] if earlier else -1)
         now = self._bound_by(number)
         fresh = []
         for g in self.guards:
@@ -268,7 +280,8 @@ class _Assembly:
         attrs = {k: v for k, v in node.attrs.items() if k not in ("function", "shapes")}
         return plan.HostStep(
             node.attrs["function"], attrs, tuple(self.slot_of[v] for v in node.inputs),
-            tuple(self.slot_of.get(v, -1) for v in node.outputs), tuple(binds), (node.origin.node, node.origin.operator),
+            tuple(self.slot_of.get(v, -1) for v in node.outputs), tuple(binds),
+            (node.origin.node, node.origin.operator),
         )  # fmt: skip
 
     def _code(self, low: Lowered) -> llvm.Code:
@@ -301,7 +314,8 @@ class _Assembly:
             for v in kernel.writes():
                 if v not in self.slot_of and v not in block_of:
                     block_of[v] = _take(blocks, free, dims.ceil_div(v.bytes, ALIGNMENT) * ALIGNMENT)
-            free += [b for v, b in block_of.items() if last.get(v, k) == k and b not in free and _home(block_of, b, v, last, k)]
+            over = [b for v, b in block_of.items() if last.get(v, k) == k and _home(block_of, b, v, last, k)]
+            free += [b for b in over if b not in free]
         starts: list[Dim] = []
         total: Dim = 0
         for b in blocks:
@@ -362,6 +376,13 @@ def _names(d: Dim) -> frozenset[str]:
 
 def _texts(shape: Sequence[Dim]) -> tuple[int | str, ...]:
     return tuple(d if isinstance(d, int) else str(d) for d in shape)
+
+
+def _opaque(step: Sequence[Kernel]) -> Node:
+    """The node of a host step."""
+    node = step[0].opaque
+    assert node is not None
+    return node
 
 
 def _is_host(step: Sequence[Kernel]) -> bool:

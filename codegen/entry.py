@@ -65,13 +65,13 @@ def entry(name: str, calls: Sequence[KernelCall], symbols: Mapping[str, int], sc
             at = _put(w, at, "i64", d.value(dims.symbol(s)))
         at = _put(w, at, "ptr", base)
         _put(w, at, "i64", stride)
-        for p in call.phases:
-            tasks = d.value(p.tasks)
-            if p.tasks == 1:
-                w.effect(f"call void @{p.function}(ptr %args, i64 0, i64 1, i64 0)")
+        for phase in call.phases:
+            tasks = d.value(phase.tasks)
+            if phase.tasks == 1:
+                w.effect(f"call void @{phase.function}(ptr %args, i64 0, i64 1, i64 0)")
             else:
-                team = f"call void @stitch_parallel(ptr %team, ptr @{p.function}, ptr %args"
-                w.effect(f"{team}, i64 {tasks}, i64 {d.value(p.grain)})")
+                team = f"call void @stitch_parallel(ptr %team, ptr @{phase.function}, ptr %args"
+                w.effect(f"{team}, i64 {tasks}, i64 {d.value(phase.grain)})")
     body = w.text().replace("ret void", "ret i64 0")
     return f"define i64 @{name}(ptr %team, ptr %dims, ptr %slots, ptr %arena) {{\n{body}\n}}\n"
 

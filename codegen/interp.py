@@ -47,7 +47,6 @@ from stitch.ops.primitives import PRIMITIVES
 from stitch.target import Target
 
 Array = npt.NDArray[Any]
-Product = tuple[Array, Array]
 
 
 class Fault(Exception):

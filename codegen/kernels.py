@@ -9,8 +9,23 @@ from stitch.access import Index
 from stitch.codegen import mapping, tiling
 from stitch.codegen.constants import Constant
 from stitch.codegen.loops import (
-    Apply, Buffer, Define, Expr, Literal, Local, Phase, Position, Program, Read, Stmt, Store, Use, expressions, walk,
-)  # fmt: skip
+    Apply,
+    Buffer,
+    Contract,
+    Define,
+    Expr,
+    Literal,
+    Local,
+    Phase,
+    Position,
+    Program,
+    Read,
+    Stmt,
+    Store,
+    Use,
+    expressions,
+    walk,
+)
 from stitch.codegen.lower import Names, Nest, nests
 from stitch.dims import Dim
 from stitch.graph import Node, Value
@@ -135,7 +150,7 @@ def symbols(phases: list[Phase], buffers: tuple[Buffer, ...]) -> tuple[str, ...]
                 dim(axis.extent)
             if (clip := getattr(s, "clip", None)) is not None:
                 dim(clip.limit)
-            if hasattr(s, "a_row"):
+            if isinstance(s, Contract):
                 dim(s.a_row)
                 for k in s.loops:
                     for d in (k.extent, k.a_stride, k.b_stride):
@@ -186,7 +201,8 @@ def scatter(node: Node, target: Target) -> Lowered:
     where = access.linear(data.shape, target_at)
     kind = dtypes.compute(out.dtype)
     old = Read(to, where)
-    new: Expr = Read(read[updates], access.linear((*places[0].shape, *(a.extent for a in rest)), [*at, *(access.of(a) for a in rest)]))
+    here = access.linear((*places[0].shape, *(a.extent for a in rest)), [*at, *(access.of(a) for a in rest)])
+    new: Expr = Read(read[updates], here)
     if node.attrs["op"] != "none":
         new = Apply(node.attrs["op"], (old, new), kind)
     body.append(Store(to, where, Apply("where", (inside, new, old), kind)))

@@ -296,8 +296,9 @@ def _check_body(body: tuple[Stmt, ...], axes: set[Axis], known: set[Local], buff
                 assert s.value.dtype == dtypes.compute(s.buffer.dtype), f"{s.buffer.name}: store of {s.value.dtype}"
             case Contract():
                 assert not vector, "a contraction inside a vector loop"
-                assert s.tile.space == "tile" and 1 <= len(s.loops) <= 3
-                assert s.a in buffers and s.b in buffers and s.tile in buffers
+                assert s.tile.space == "tile"
+                assert 1 <= len(s.loops) <= 3
+                assert {s.a, s.b, s.tile} <= set(buffers)
                 _check_index(s.a_index, axes, known)
                 _check_index(s.b_index, axes, known)
 

@@ -14,7 +14,21 @@ import numpy as np
 
 from stitch import access, dtypes
 from stitch.access import Axis, Bound, Index
-from stitch.codegen.loops import Apply, Buffer, Define, Expr, Fold, Guarded, Literal, Local, Position, Read, Stmt, Store, Use
+from stitch.codegen.loops import (
+    Apply,
+    Buffer,
+    Define,
+    Expr,
+    Fold,
+    Guarded,
+    Literal,
+    Local,
+    Position,
+    Read,
+    Stmt,
+    Store,
+    Use,
+)
 from stitch.dims import Dim
 from stitch.graph import Value
 from stitch.ops.primitives import PRIMITIVES
@@ -112,7 +126,10 @@ def tile_shape(root: Root, parallel: Sequence[Axis]) -> tuple[Dim, ...]:
 
 def tile_index(shape: Sequence[Dim], at: Sequence[Index], parallel: Sequence[Axis]) -> Index:
     """Offset in a tile of the element at `at`: parallel axes are where the task stands, and drop out."""
-    inner = [Index(0 if d == 1 else i.offset, tuple(t for t in i.terms if t[0] not in parallel)) for i, d in zip(at, shape, strict=True)]
+    inner = [
+        Index(0 if d == 1 else i.offset, tuple(t for t in i.terms if t[0] not in parallel))
+        for i, d in zip(at, shape, strict=True)
+    ]
     return access.linear(shape, inner)
 
 
@@ -290,7 +307,10 @@ class Rewriter:
 
     def nest(self, n: Nest, rename: Mapping[Axis, Axis | None]) -> Nest:
         """The nest with every index changed; axes are renamed, or dropped where renamed to None."""
-        axes = lambda xs: tuple(y for x in xs if (y := rename.get(x, x)) is not None)  # noqa: E731
+
+        def axes(xs: Sequence[Axis]) -> tuple[Axis, ...]:
+            return tuple(y for x in xs if (y := rename.get(x, x)) is not None)
+
         body = tuple(self.stmt(s) for s in n.body)
         folds = tuple(Fold(f.local, f.op, self.expr(f.value)) for f in n.folds)
         return Nest(axes(n.kept), axes(n.reduced), body, folds, tuple(self.stmt(s) for s in n.after))

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from stitch import access, dims
 from stitch.access import Axis, Index
 from stitch.codegen.constants import Constant, Relaid
-from stitch.codegen.loops import Buffer, Clip, Define, Expr, Fold, Local, Loop, Phase, Read, Stmt, Use
+from stitch.codegen.loops import Buffer, Clip, Define, Expr, Fold, Local, Loop, Phase, Read, Stmt, Store, Use
 from stitch.codegen.lower import Nest, Rewriter, cost, indices
 from stitch.dims import Dim
 from stitch.graph import Value
@@ -44,8 +45,11 @@ def phase(
     fixed = constants or {}
     axes, work = merge(tuple(parallel), tuple(nests))
     lanes = target.vector_bits // 32
-    price = lambda n, a: _axis_cost(n, a, lanes, fixed)  # noqa: E731
-    own = [min((*n.kept, *n.reduced), key=lambda a: price(n, a), default=None) for n in work]
+
+    def price(n: Nest, a: Axis) -> float:
+        return _axis_cost(n, a, lanes, fixed)
+
+    own = [min((*n.kept, *n.reduced), key=partial(price, n), default=None) for n in work]
     rows = sum(weight(n, axes) * (price(n, a) if a is not None else _scalar(n)) for n, a in zip(work, own, strict=True))
     across = {a: sum(weight(n, axes) * price(n, a) for n in work) for a in axes}
     best = min(axes, key=across.__getitem__, default=None)
@@ -64,12 +68,17 @@ def _relay(n: Nest, vector: Axis | None, constants: Mapping[Buffer, Value], foun
 
     def layout(e: Read) -> Read:
         c = e.index.coefficient(vector) if vector is not None else 0
-        fixed = all(isinstance(v, Axis) and isinstance(v.extent, int) and isinstance(k, int) for v, k in e.index.terms)
-        if e.buffer not in constants or c in (0, 1) or not fixed or not isinstance(e.index.offset, int):
+        offset = e.index.offset
+        fixed = [
+            (v, v.extent, k)
+            for v, k in e.index.terms
+            if isinstance(v, Axis) and isinstance(v.extent, int) and isinstance(k, int)
+        ]
+        if e.buffer not in constants or c in (0, 1) or len(fixed) < len(e.index.terms) or not isinstance(offset, int):
             return e
-        terms = sorted(e.index.terms, key=lambda t: (t[0] is vector, -t[1]))  # type: ignore[operator]
-        order = [v for v, _ in terms if isinstance(v, Axis)]
-        constant = Relaid(constants[e.buffer], e.index.offset, tuple((v.extent, k) for v, (_, k) in zip(order, terms, strict=True)))  # type: ignore[misc]  # fmt: skip
+        fixed.sort(key=lambda t: (t[0] is vector, -t[2]))
+        order = [v for v, _, _ in fixed]
+        constant = Relaid(constants[e.buffer], offset, tuple((extent, k) for _, extent, k in fixed))
         buffer = next((b for b, k in found.items() if k == constant), None)
         if buffer is None:
             buffer = Buffer("c", e.buffer.dtype, constant.size)
@@ -187,11 +196,13 @@ def unroll(n: Nest, reduces: bool) -> int:
 # ------------------------------------------------------------------ loops
 
 
-def loops(n: Nest, vector: Axis | None, clips: dict[Axis, Clip] | None = None, times: int | None = None) -> tuple[Stmt, ...]:
+def loops(
+    n: Nest, vector: Axis | None, clips: dict[Axis, Clip] | None = None, times: int | None = None
+) -> tuple[Stmt, ...]:
     """A nest as statements; `vector` becomes the innermost of its kind and a vector loop."""
     clips = clips or {}
-    order: Callable[[Axis], bool] = lambda a: a is vector  # noqa: E731
-    kept, reduced = sorted(n.kept, key=order), sorted(n.reduced, key=order)
+    kept = sorted(n.kept, key=lambda a: a is vector)
+    reduced = sorted(n.reduced, key=lambda a: a is vector)
     body: tuple[Stmt, ...] = n.body
     folds = n.folds
     for depth, a in enumerate(reversed(reduced)):
@@ -207,7 +218,9 @@ def loops(n: Nest, vector: Axis | None, clips: dict[Axis, Clip] | None = None, t
     return body
 
 
-def _across(axes: tuple[Axis, ...], axis: Axis, nests: tuple[Nest, ...], lanes: int) -> tuple[Phase, tuple[Buffer, ...]]:
+def _across(
+    axes: tuple[Axis, ...], axis: Axis, nests: tuple[Nest, ...], lanes: int
+) -> tuple[Phase, tuple[Buffer, ...]]:
     """All nests inside one vector loop over a block of a parallel axis."""
     axes, nests, clips = _turn(axes, axis, nests)
     inner_loops = any(n.kept or n.reduced for n in nests)
@@ -245,11 +258,14 @@ def _across(axes: tuple[Axis, ...], axis: Axis, nests: tuple[Nest, ...], lanes: 
     return Phase(tuple(a for a in rest if a is not None), body, grain(moved, block)), tuple(wide.values())
 
 
-def _turn(axes: tuple[Axis, ...], vector: Axis, nests: tuple[Nest, ...]) -> tuple[tuple[Axis, ...], tuple[Nest, ...], dict[Axis, Clip]]:  # fmt: skip
+def _turn(
+    axes: tuple[Axis, ...], vector: Axis, nests: tuple[Nest, ...]
+) -> tuple[tuple[Axis, ...], tuple[Nest, ...], dict[Axis, Clip]]:
     """Where plain elementwise work reads across the vector axis, the axis along which it would read contiguously
     becomes a serial loop inside the task: what a cache line holds is then used while it is there.
 
-    Before: parallel (q, ...) { vector v: y[q, v] := x[v, q] };  after: parallel (q / 64, ...) { vector v { for q % 64 } }
+    Before: parallel (q, ...) { vector v: y[q, v] := x[v, q] }
+    after:  parallel (q / 64, ...) { vector v { for q % 64 } }
     """
     found = [i for n in nests for b, i, is_store in indices(n) if b is not None and not is_store]
     strided = [i for i in found if i.coefficient(vector) not in (0, 1)]
@@ -286,13 +302,13 @@ class Retiler(Rewriter):
         super().__init__(lambda _, i: i)
         self.buffers = buffers
 
-    def _expr(self, e):  # type: ignore[no-untyped-def]
+    def _expr(self, e: Expr) -> Expr:
         out = super()._expr(e)
-        return replace(out, buffer=self.buffers.get(out.buffer, out.buffer)) if hasattr(out, "buffer") else out
+        return replace(out, buffer=self.buffers.get(out.buffer, out.buffer)) if isinstance(out, Read) else out
 
     def stmt(self, s: Stmt) -> Stmt:
         out = super().stmt(s)
-        return replace(out, buffer=self.buffers.get(out.buffer, out.buffer)) if hasattr(out, "buffer") else out
+        return replace(out, buffer=self.buffers.get(out.buffer, out.buffer)) if isinstance(out, Store) else out
 
 
 def tiles_of(nests: Sequence[Nest]) -> tuple[Buffer, ...]:

@@ -21,7 +21,7 @@ from stitch import access, dims, dtypes
 from stitch.access import Axis, Bound, Index
 from stitch.codegen.constants import Panels
 from stitch.codegen.contract import ALIAS, WAYS, efficiency, main_tiles
-from stitch.codegen.loops import Buffer, Clip, Contract, ContractLoop, Guarded, Loop, Phase, Read, Stmt, Store
+from stitch.codegen.loops import Buffer, Clip, Contract, ContractLoop, Expr, Guarded, Loop, Phase, Read, Stmt, Store
 from stitch.codegen.lower import Names, Nest, Rewriter, indices, literal, nests
 from stitch.codegen.mapping import CHUNK, joinable, loops
 from stitch.dims import Dim
@@ -62,8 +62,10 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
         place[column] = access.of(j)
     if tile.extent == 1:
         place[row] = access.of(i)
-    here = lambda index: index.substitute({column: access.index(0, (panel, width)) if panel.extent != 1 else access.ZERO,  # noqa: E731
-                                           row: access.index(0, (tile, height)) if tile.extent != 1 else access.ZERO})  # fmt: skip
+    corner = {
+        column: access.index(0, (panel, width)) if panel.extent != 1 else access.ZERO,
+        row: access.index(0, (tile, height)) if tile.extent != 1 else access.ZERO,
+    }
     acc = Buffer("acc", dtype, height * width, "tile")
     tiles, packed = [acc], {}
     others = tuple(x for x in roles.columns if x is not column)
@@ -77,15 +79,16 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
         b_index, b_strides = _panel_index(roles, others, panel, summed, width)
     elif roles.b.coefficient(column) == 1 and isinstance(column.extent, int) and column.extent % width == 0:
         source = names.buffer(heavy.b.value)
-        b_index, b_strides = here(roles.b), tuple(roles.b.coefficient(k) for k in summed)
+        b_index, b_strides = roles.b.substitute(corner), tuple(roles.b.coefficient(k) for k in summed)
         b_index = Index(b_index.offset, tuple(t for t in b_index.terms if t[0] not in summed))
     else:
         source = Buffer("p", dtype, dims.product(k.extent for k in summed) * width, "tile")
         tiles.append(source)
         b_strides = tuple(s * width for s in access.strides([k.extent for k in summed]))
-        before = _pack(names.buffer(heavy.b.value), source, roles.b.substitute(place), summed, b_strides, j, column, place)
+        taken = names.buffer(heavy.b.value)
+        before = _pack(taken, source, roles.b.substitute(place), summed, b_strides, j, column, place)
         b_index, inside = Index(), True
-    a_index = here(roles.a)
+    a_index = roles.a.substitute(corner)
     a_index = Index(a_index.offset, tuple(t for t in a_index.terms if t[0] not in summed))
     rows_clip = _clip(height, tile, row.extent)
     contract = Contract(
@@ -204,15 +207,18 @@ def _clip(block: int, outer: Axis, limit: Dim) -> Clip | None:
 # ------------------------------------------------------------------ the second operand
 
 
-def _constant_panels(names: Names, value: Value, r: _Roles, column: Axis, others: Sequence[Axis], summed: Sequence[Axis], width: int) -> Panels | None:  # fmt: skip
+def _constant_panels(
+    names: Names, value: Value, r: _Roles, column: Axis, others: Sequence[Axis], summed: Sequence[Axis], width: int
+) -> Panels | None:
     node = names.flow.producer.get(value)
     if node is None or node.prim != "const":
         return None
     used = [x for x in (*r.batch, *others) if r.b.coefficient(x) != 0]
 
     def pairs(axes: Sequence[Axis]) -> tuple[tuple[int, int], ...] | None:
-        out = tuple((x.extent, r.b.coefficient(x)) for x in axes)
-        return out if all(isinstance(n, int) and isinstance(s, int) for n, s in out) else None  # type: ignore[return-value]
+        out = [(x.extent, r.b.coefficient(x)) for x in axes]
+        fixed = tuple((n, s) for n, s in out if isinstance(n, int) and isinstance(s, int))
+        return fixed if len(fixed) == len(out) else None
 
     lead, ks, lane = pairs(used), pairs(summed), pairs([column])
     if lead is None or ks is None or lane is None or not isinstance(r.b.offset, int):
@@ -220,7 +226,9 @@ def _constant_panels(names: Names, value: Value, r: _Roles, column: Axis, others
     return Panels(value, r.b.offset, lead, ks, lane[0], width)
 
 
-def _panel_index(r: _Roles, others: Sequence[Axis], panel: Axis, summed: Sequence[Axis], width: int) -> tuple[Index, tuple[Dim, ...]]:  # fmt: skip
+def _panel_index(
+    r: _Roles, others: Sequence[Axis], panel: Axis, summed: Sequence[Axis], width: int
+) -> tuple[Index, tuple[Dim, ...]]:
     used = [x for x in (*r.batch, *others) if r.b.coefficient(x) != 0]
     shape = [*(x.extent for x in used), panel.extent, *(k.extent for k in summed), width]
     steps = access.strides(shape)
@@ -228,7 +236,10 @@ def _panel_index(r: _Roles, others: Sequence[Axis], panel: Axis, summed: Sequenc
     return at, steps[len(used) + 1 : -1]
 
 
-def _pack(source: Buffer, target: Buffer, at: Index, summed: Sequence[Axis], strides: Sequence[Dim], lane: Axis, column: Axis, place: dict[Axis, Index]) -> tuple[Stmt, ...]:  # fmt: skip
+def _pack(
+    source: Buffer, target: Buffer, at: Index, summed: Sequence[Axis], strides: Sequence[Dim], lane: Axis,
+    column: Axis, place: dict[Axis, Index],
+) -> tuple[Stmt, ...]:  # fmt: skip
     """panel[k, lane] := b[k, column], zero beyond the last column."""
     fresh = {k: Axis(k.name, k.extent) for k in summed}
     j = Axis("j", lane.extent)
@@ -251,7 +262,7 @@ def _epilogue(nest: Nest, old: Buffer, acc: Buffer, place: dict[Axis, Index], i:
     moved = Rewriter(change).nest(nest, {})
 
     class Exchange(Rewriter):
-        def _expr(self, e):  # type: ignore[no-untyped-def]
+        def _expr(self, e: Expr) -> Expr:
             return Read(acc, e.index) if isinstance(e, Read) and e.buffer is old else super()._expr(e)
 
     return replace(Exchange(lambda _, x: x).nest(moved, {}), kept=(i, j), reduced=())

@@ -39,6 +39,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from stitch.target import cpu_quota
+
 # Byte offsets in a team. What is written often has a cache line of its own.
 _WORD = 0
 _FN, _ARGS, _TASKS, _CHUNK, _CHUNKS = 64, 72, 80, 88, 96
@@ -514,44 +516,5 @@ def available_cores(root: Path = Path("/")) -> int:
     all of them would be stopped for the rest of it.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.floor(min(allowed, _quota(root))))
-
-
-def _quota(root: Path) -> float:
-    """The tightest quota among the cgroups around this process, in processors."""
-    quota = math.inf
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path, *_ = [*line.split(":", 2), "", ""]
-        if not controllers:
-            mounts, parse = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], _quota_v2
-        elif "cpu" in controllers.split(","):
-            mounts, parse = ["sys/fs/cgroup/cpu", "sys/fs/cgroup/" + controllers], _quota_v1
-        else:
-            continue
-        below = Path(path.lstrip("/"))
-        quota = min([quota, *(parse(root / mount / group) for mount in mounts for group in (below, *below.parents))])
-    return quota
-
-
-def _quota_v2(group: Path) -> float:
-    limit, _, period = _read(group / "cpu.max").partition(" ")
-    return _ratio(limit, period)
-
-
-def _quota_v1(group: Path) -> float:
-    return _ratio(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
-
-
-def _ratio(limit: str, period: str) -> float:
-    try:
-        value = int(limit) / int(period)
-    except (ValueError, ZeroDivisionError):
-        return math.inf  # "max", or there is no such file
-    return value if value > 0 else math.inf
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+    quota = cpu_quota(root / "sys/fs/cgroup", root / "proc/self/cgroup")
+    return max(1, math.floor(min(allowed, quota)))

@@ -26,7 +26,7 @@ from stitch.runtime.executable import Executable
 
 if TYPE_CHECKING:
     from stitch.explain import Explanation
-    from stitch.importer import Model
+    from stitch.source import Model
 
 Shapes = Mapping[str, Sequence["int | str | None"]]
 

@@ -23,7 +23,7 @@ from stitch.errors import UnsupportedOperator
 Array = np.ndarray[Any, Any]
 
 
-class StitchRep(BackendRep):  # type: ignore[misc]
+class StitchRep(BackendRep):
     """A compiled model that takes its inputs by position."""
 
     def __init__(self, model: CompiledModel) -> None:
@@ -44,7 +44,7 @@ class StitchRep(BackendRep):  # type: ignore[misc]
         return results
 
 
-class StitchBackend(Backend):  # type: ignore[misc]
+class StitchBackend(Backend):
     """The interface that onnx.backend asks for, as class methods; the module's functions are these."""
 
     @classmethod
@@ -79,7 +79,8 @@ class StitchBackend(Backend):  # type: ignore[misc]
     ) -> tuple[Array, ...]:  # fmt: skip
         """One node's outputs. `opset_version` says which version of the operator; by default onnx's newest."""
         opset = options.pop("opset_version", onnx.defs.onnx_opset_version())
-        given = dict(inputs) if isinstance(inputs, Mapping) else dict(zip(filter(None, node.input), inputs, strict=True))
+        by_name = isinstance(inputs, Mapping)
+        given = dict(inputs) if by_name else dict(zip(filter(None, node.input), inputs, strict=True))
         arrays = {name: np.asarray(x) for name, x in given.items()}
         infos = [_info(name, x.dtype, x.shape) for name, x in arrays.items()]
         kinds = outputs_info if outputs_info is not None else [None] * len(node.output)

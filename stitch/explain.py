@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stitch.errors import InputError
+from stitch.errors import StitchError
 
 SCHEMES: Mapping[str, str] = {
     "independent": "no element of one depends on the other: side by side in one kernel",
@@ -36,7 +36,7 @@ REASONS: Mapping[str, str] = {
     # why two kernels are not one
     "operand": "the reader is a matmul or convolution, which reads its operands from memory",
     "epilogue": "the reader stands behind another matmul or convolution, and reads this beside its result",
-    "tail": "the writer is a matmul or convolution, and the reader needs more than one element of its result at a time",
+    "tail": "the writer is a matmul or convolution, and the reader does not see its result one to one",
     "cycle": "joined, they would wait for a third kernel that waits for them",
     "beside-opaque": "one of them is a scatter or runs on the host",
     "switched-off": "the scheme that would join them is excluded by the knob `schemes`",
@@ -45,7 +45,7 @@ REASONS: Mapping[str, str] = {
     "host-only": "there is no native code for it: it runs in numpy",
     # why a node is in no kernel
     "constant": "its result follows from constants and shapes alone: nothing is computed when the model runs",
-    "vanished": "nothing is left of it: no output needs it, it changes nothing, or an equal or opposite node made it void",
+    "vanished": "nothing is left of it: no output needs it, it changes nothing, or another node makes it redundant",
 }
 """The closed set of reason codes, and what each means."""
 
@@ -61,7 +61,7 @@ class Explanation:
             self._apply_sizes()
 
     def at(self, **sizes: int) -> Explanation:
-        """The same with numbers for symbols. Raises InputError for a name that is no symbol of the model."""
+        """The same with numbers for symbols. Raises StitchError for a name that is no symbol of the model."""
         return Explanation({"explain": json.dumps(self._report)}, {**self._sizes, **sizes})
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,21 +71,24 @@ class Explanation:
         return copy
 
     def kernel(self, name: str) -> str:
-        """One kernel in detail. Raises InputError if there is none of that name."""
-        found = [(k, c) for k, c in zip(self._report["kernels"], self._report["clusters"], strict=True) if k["name"] == name]
+        """One kernel in detail. Raises StitchError if there is none of that name."""
+        pairs = zip(self._report["kernels"], self._report["clusters"], strict=True)
+        found = [(k, c) for k, c in pairs if k["name"] == name]
         if not found:
-            raise InputError(f"there is no kernel {name!r}", advice=f"they are {_range(self._report['kernels'])}")
+            raise StitchError(f"there is no kernel {name!r}", advice=f"they are {_range(self._report['kernels'])}")
         k, c = found[0]
         lines = [f"kernel {name}: {_operators(k)}", *(f"  {x}: {REASONS.get(x, '')}" for x in c["reasons"])]
         lines.append(f"  {_count(k['phases'], 'phase')}, {_count(k['groups'], 'group')}")
         lines.append(f"  reads {_bytes(k['read'])}, writes {_bytes(k['written'])}, constants {_bytes(k['constants'])}")
-        lines += ["", "  nodes", *(f"    {n}" for n in c["nodes"])]
+        lines += ["", "  nodes", *(f"    [{i}] {n}" for i, n in enumerate(c["nodes"], 1))]
         if c["edges"]:
-            width = max(len(e["from"]) for e in c["edges"])
-            lines += ["", "  values that pass between operators without another kernel"]
+            numbers = {n: i for i, n in enumerate(c["nodes"], 1)}
+            rows = [(_numbered(e["from"], numbers), _numbered(e["to"], numbers), e) for e in c["edges"]]
+            widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+            lines += ["", "  values that pass between its operations"]
             lines += [
-                f"    {e['from']:{width}} -> {e['to']}  {e['scheme']}" + (f" ({e['place']})" if e["place"] else "")
-                for e in c["edges"]
+                f"    {a:{widths[0]}} -> {b:{widths[1]}}  {e['scheme']}" + (f", {e['place']}" if e["place"] else "")
+                for a, b, e in rows
             ]
         around = [b for b in self._report["boundaries"] if name in (b["from"], b["to"])]
         if around:
@@ -104,17 +107,18 @@ class Explanation:
         native, host, folded = len(r["native_nodes"]), len(r["host_nodes"]), len(r["folded_nodes"])
         edges = Counter(e["scheme"] for c in r["clusters"] for e in c["edges"])
         walked, single = r["bytes"]["walked"], r["bytes"]["one_by_one"]
+        saved = ""
+        if isinstance(walked, int) and isinstance(single, int) and single:
+            saved = f"; stitching saves {100 * (single - walked) / single:.0f} % of that"
         lines = [
             f"{_count(native + host + folded, 'ONNX node')}: {native} in {_count(len(r['kernels']), 'kernel')}, "
             f"{host} on the host, {folded} folded away",
             "stitched by scheme: " + (", ".join(f"{edges[s]} {s}" for s in SCHEMES if edges[s]) or "nothing"),
-            f"bytes of activations through memory: {_bytes(walked)}{_share(walked, single, ' of what ')}",
-            f"      if every ONNX node were a kernel: {_bytes(single)}",
-            f"         intermediates that are stored: {_bytes(r['bytes']['intermediate'])}",
+            "bytes of activations",
+            f"  read and written: {_bytes(walked)}",
+            f"  with a kernel for each ONNX node: {_bytes(single)}{saved}",
+            f"  intermediates that are stored: {_bytes(r['bytes']['intermediate'])}",
         ]
-        if isinstance(walked, int) and isinstance(single, int) and single:
-            lines[2] = f"bytes of activations through memory: {_bytes(walked)}"
-            lines[3] += f", so {100 * (single - walked) / single:.0f} % are saved"
         if self._sizes:
             lines.insert(0, "at " + ", ".join(f"{k}={v}" for k, v in self._sizes.items()))
         return lines
@@ -133,17 +137,15 @@ class Explanation:
         for key, names in alike.items():
             size = key[-1]
             times = f" x{len(names)}" if len(names) > 1 else ""
-            share = _share(size * len(names), total, " ") if isinstance(size, int) else ""
+            share = _share(size * len(names), total) if isinstance(size, int) else ""
             rows.append([names[0] + times, *key[:-1], f"{_bytes(size)}{' each' if times else ''}{share}"])
         unused = {i for i in range(4, 8) if all(row[i] == "-" for row in rows[1:])}
         rows = [[x for i, x in enumerate(row) if i not in unused] for row in rows]
         last = len(rows[0]) - 1
         widths = [max(len(row[i]) for row in rows) for i in range(last + 1)]
         left = (0, 1, last)
-        return [
-            "  ".join(f"{x:{'<' if i in left else '>'}{w}}" for i, (x, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-            for row in rows
-        ]
+        styles = [f"{'<' if i in left else '>'}{w}" for i, w in enumerate(widths)]
+        return ["  ".join(format(x, style) for x, style in zip(row, styles, strict=True)).rstrip() for row in rows]
 
     def _legend(self) -> list[str]:
         r = self._report
@@ -154,7 +156,8 @@ class Explanation:
             lines += _codes(Counter(b["reason"] for b in r["boundaries"]), "value")
         if r["host_nodes"]:
             lines += ["on the host"]
-            lines += [f"  {h['operator']} {h['node']!r}: {h['reason']}: {REASONS[h['reason']]}" for h in r["host_nodes"]]
+            for h in r["host_nodes"]:
+                lines.append(f"  {h['operator']} {h['node']!r}: {h['reason']}: {REASONS[h['reason']]}")
         if r["folded_nodes"]:
             lines += ["folded away"]
             lines += _codes(Counter(n["reason"] for n in r["folded_nodes"]), "node")
@@ -167,9 +170,9 @@ class Explanation:
         for name, value in self._sizes.items():
             if name not in r["symbols"]:
                 known = ", ".join(map(repr, r["symbols"])) or "none"
-                raise InputError(f"the model has no symbol {name!r}", advice=f"its symbols are {known}")
+                raise StitchError(f"the model has no symbol {name!r}", advice=f"its symbols are {known}")
             if value < 0:
-                raise InputError(f"{name} is {value}", advice="give 0 or more")
+                raise StitchError(f"{name} is {value}", advice="give 0 or more")
         r["bytes"] = {k: self._sized(v) for k, v in r["bytes"].items()}
         for k in r["kernels"]:
             k.update({name: self._sized(k[name]) for name in ("bytes", "read", "written", "constants")})
@@ -200,6 +203,13 @@ def _operators(kernel: Mapping[str, Any]) -> str:
     return f"{heads} + {tail}" if heads and tail else heads or tail or "copy"
 
 
+def _numbered(step: str, numbers: Mapping[str, int]) -> str:
+    """`exp (Softmax 'x')` with the number of the node instead."""
+    prim, _, node = step.partition(" ")
+    number = numbers.get(node[1:-1])
+    return f"{prim} [{number}]" if number else prim
+
+
 def _times(n: int, operator: str) -> str:
     return f"{n} {operator}" if n > 1 else operator
 
@@ -223,10 +233,8 @@ def _bytes(size: int | str) -> str:
     return f"{size} B"
 
 
-def _share(part: int | str, whole: int | str, before: str) -> str:
-    if not isinstance(part, int) or not isinstance(whole, int) or not whole:
-        return ""
-    return f"{before}({100 * part / whole:.0f} %)"
+def _share(part: int, whole: int | str) -> str:
+    return f" ({100 * part / whole:.0f} %)" if isinstance(whole, int) and whole else ""
 
 
 def _range(kernels: Sequence[Mapping[str, Any]]) -> str:

@@ -230,14 +230,20 @@ class Builder:
                 return self._known(known, dtype)
         return self._emit(prim, inputs, attrs, dtype, shape, known)
 
-    def host(self, function: str, inputs: Sequence[Value], outputs: Sequence[tuple[np.dtype, Shape]], **attrs: Any) -> tuple[Value, ...]:  # fmt: skip
+    def host(
+        self, function: str, inputs: Sequence[Value], outputs: Sequence[tuple[np.dtype, Shape]], **attrs: Any
+    ) -> tuple[Value, ...]:
         """A host operator: `stitch.ops.host.FUNCTIONS[function](attrs, *arrays)` returns a tuple of arrays."""
         values = tuple(Value(self.fresh_name(function), d, tuple(s)) for d, s in outputs)
-        attrs = {**attrs, "function": function, "dtypes": tuple(d for d, _ in outputs), "shapes": tuple(s for _, s in outputs)}
+        types = {"dtypes": tuple(d for d, _ in outputs), "shapes": tuple(s for _, s in outputs)}
+        attrs = {**attrs, "function": function, **types}
         self.nodes.append(Node("host", tuple(inputs), values, attrs, self.origin))
         return values
 
-    def _emit(self, prim: str, inputs: Sequence[Value], attrs: Mapping[str, Any], dtype: np.dtype, shape: Shape, known: Array | None) -> Value:  # fmt: skip
+    def _emit(
+        self, prim: str, inputs: Sequence[Value], attrs: Mapping[str, Any], dtype: np.dtype, shape: Shape,
+        known: Array | None,
+    ) -> Value:  # fmt: skip
         value = Value(self.fresh_name(f"{prim}.{len(self.nodes)}"), dtype, tuple(shape), known)
         self.nodes.append(Node(prim, tuple(inputs), (value,), dict(attrs), self.origin))
         return value
@@ -374,11 +380,16 @@ class Builder:
         """int64 values that count along one axis."""
         return self.apply("iota", shape=tuple(shape), axis=axis % len(shape))
 
-    def window(self, x: Value, axes: Sequence[int], sizes: Sequence[Dim], strides: Sequence[int], dilations: Sequence[int]) -> Value:  # fmt: skip
+    def window(
+        self, x: Value, axes: Sequence[int], sizes: Sequence[Dim], strides: Sequence[int], dilations: Sequence[int]
+    ) -> Value:
         """Sliding windows: x's axes become positions, and the window's axes are appended."""
-        return self.apply("window", x, axes=tuple(axes), sizes=tuple(sizes), strides=tuple(strides), dilations=tuple(dilations))
+        attrs = {"axes": axes, "sizes": sizes, "strides": strides, "dilations": dilations}
+        return self.apply("window", x, **{name: tuple(v) for name, v in attrs.items()})
 
-    def contract(self, a: Value, b: Value, a_labels: Sequence[int], b_labels: Sequence[int], out: Sequence[int]) -> Value:
+    def contract(
+        self, a: Value, b: Value, a_labels: Sequence[int], b_labels: Sequence[int], out: Sequence[int]
+    ) -> Value:
         """Einstein summation of two values; equal labels must have equal extents."""
         extent = dict(zip(a_labels, a.shape, strict=True))
         for label, d in zip(b_labels, b.shape, strict=True):
@@ -398,7 +409,8 @@ class Builder:
                 for v in n.outputs:
                     table[v] = replace(v, shape=tuple(self.resolve(d) for d in v.shape))
                 attrs = {k: self._resolved(v) for k, v in n.attrs.items()}
-                nodes.append(replace(n, inputs=tuple(table[v] for v in n.inputs), outputs=tuple(table[v] for v in n.outputs), attrs=attrs))  # fmt: skip
+                ins, outs = (tuple(table[v] for v in vs) for vs in (n.inputs, n.outputs))
+                nodes.append(replace(n, inputs=ins, outputs=outs, attrs=attrs))
         outs = tuple(table.get(v, v) for v in outputs.values())
         inputs = tuple(table[v] for v in self.inputs)
         return Graph(self.name, inputs, outs, tuple(outputs), tuple(nodes), tuple(self.guards))

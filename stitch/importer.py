@@ -1,4 +1,4 @@
-"""ONNX models into graphs of primitives. Only this module and `stitch.backend` know onnx.
+"""ONNX models into graphs of primitives. Only `stitch.source`, this module and `stitch.backend` know onnx.
 
     graph = load("model.onnx")                                   # a path, the file's bytes, or an onnx.ModelProto
     graph = load("model.onnx", shapes={"x": ["batch", 3, 224, 224]})
@@ -10,11 +10,9 @@ model's own or ONNX's; an `If` whose condition is known, by the branch that it t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -22,7 +20,7 @@ import numpy as np
 from stitch import dtypes, evaluate
 from stitch.errors import InvalidModel, StitchError, UnsupportedOperator
 from stitch.graph import Builder, Graph, Node, Origin, Value
-from stitch.inputs import Shape, Shapes, input_shapes
+from stitch.inputs import Shapes, input_shapes
 from stitch.ops import (  # each registers its operators
     activations,  # noqa: F401
     attention,  # noqa: F401
@@ -42,15 +40,28 @@ from stitch.ops import (  # each registers its operators
     resize,  # noqa: F401
 )
 from stitch.ops.primitives import Array
-from stitch.ops.registry import ELEMENT_TYPES, Call
-from stitch.weights import Folder, lift, map_file, view
+from stitch.ops.registry import Call
+from stitch.source import (
+    NoType,
+    Source,
+    array_of,
+    body_of,
+    check_text,
+    complaint_about,
+    declared_shape,
+    dense_of,
+    domain_of,
+    element_type,
+    graphs_of,
+    opsets_of,
+    reads_of,
+    unique,
+)
 
 if TYPE_CHECKING:
     import onnx
 
-    Model: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
-
-    _Attributes: TypeAlias = Mapping[str, onnx.AttributeProto]
+    from stitch.source import Attributes, Model
 
 Results: TypeAlias = tuple[Value | None, ...]
 
@@ -64,130 +75,6 @@ def load(model: Model, shapes: Shapes | None = None) -> Graph:
     Raises InvalidModel for what is no correct model, UnsupportedOperator for what is one but cannot be compiled.
     """
     return _Importer(Source.open(model)).graph(shapes or {})
-
-
-# ------------------------------------------------------------------ the model as it lies in memory
-
-
-@dataclass(frozen=True)
-class Source:
-    """A parsed model, its large initializers by index (`lifted`), and the folder with its external data."""
-
-    proto: onnx.ModelProto
-    lifted: Mapping[int, memoryview]
-    folder: Folder
-
-    @staticmethod
-    def open(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
-        import onnx
-
-        if isinstance(model, onnx.ModelProto):
-            return Source(_with_graph(model, "the model"), {}, Folder(None))
-        if isinstance(model, bytes | bytearray | memoryview):
-            return _parse(memoryview(bytes(model)), "the model", Folder(None))  # no copy of what is bytes
-        if not isinstance(model, str | os.PathLike):
-            raise TypeError(f"a model is a path, bytes, or an onnx.ModelProto, not {type(model).__name__}")
-        path = Path(model)
-        return _parse(map_file(path, "the model"), f"the model {str(path)!r}", Folder(path.absolute().parent))
-
-
-def _parse(data: memoryview, what: str, folder: Folder) -> Source:
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    if not len(data):
-        raise InvalidModel(f"{what} is empty", advice="get the file again")
-    skeleton, lifted = lift(data)
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(bytes(skeleton))
-    except (DecodeError, ValueError):
-        raise InvalidModel(f"{what} is not an ONNX file, or is damaged", advice="get the file again") from None
-    return Source(_with_graph(proto, what), lifted, folder)
-
-
-def _with_graph(proto: onnx.ModelProto, what: str) -> onnx.ModelProto:
-    if not proto.HasField("graph"):
-        raise InvalidModel(f"{what} has no graph, so it is not an ONNX model", advice="check the file")
-    return proto
-
-
-def _dtype(code: int) -> np.dtype | str:
-    """The dtype of a TensorProto.DataType, or the name of one that stitch has no type for. Raises InvalidModel."""
-    import onnx
-
-    if code in ELEMENT_TYPES:
-        return ELEMENT_TYPES[code]
-    try:
-        name = onnx.TensorProto.DataType.Name(code)
-    except ValueError:
-        raise InvalidModel(f"there is no element type {code}") from None
-    if code == onnx.TensorProto.UNDEFINED:
-        raise InvalidModel("an element type is missing")
-    return str(name).lower()
-
-
-_CODES: dict[np.dtype, int] = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
-
-
-class _NoType(Exception):
-    """A tensor has the element type `name`, which stitch does not have."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-def _array(tensor: onnx.TensorProto, folder: Folder, lifted: memoryview | None = None) -> Array:
-    """The elements of a tensor, without a copy where possible. Raises InvalidModel or _NoType."""
-    from onnx import numpy_helper
-
-    what = f"tensor {tensor.name!r}" if tensor.name else "a tensor without a name"
-    dtype = _dtype(tensor.data_type)
-    if isinstance(dtype, str):
-        raise _NoType(dtype)
-    shape = tuple(tensor.dims)
-    if any(d < 0 for d in shape) or tensor.HasField("segment"):
-        raise InvalidModel(f"{what} has a negative dimension or a segment")
-    if tensor.data_location == tensor.EXTERNAL:
-        entries = {e.key: e.value for e in tensor.external_data}
-        size = dtype.itemsize
-        for d in shape:
-            size *= d
-        return view(folder.read(entries, size, what), dtype, shape, what)
-    if lifted is not None:
-        return view(lifted, dtype, shape, what)
-    if tensor.HasField("raw_data"):
-        return view(tensor.raw_data, dtype, shape, what)
-    try:
-        array: Array = np.asarray(numpy_helper.to_array(tensor))
-        return array.view(dtype) if dtype == dtypes.BFLOAT16 else array.astype(dtype, copy=False)
-    except (ValueError, TypeError, OverflowError) as problem:
-        raise InvalidModel(f"{what} cannot be read: {problem}") from None
-
-
-def _dense(sparse: onnx.SparseTensorProto, folder: Folder) -> Array:
-    """A sparse tensor with its zeros."""
-    values, indices = _array(sparse.values, folder), _array(sparse.indices, folder)
-    shape = tuple(sparse.dims)
-    out = np.zeros(shape, values.dtype)
-    try:
-        flat = np.ravel_multi_index(tuple(indices.T), shape) if indices.ndim == 2 else indices
-        if flat.size and not 0 <= flat.min() <= flat.max() < out.size:
-            raise ValueError("an index is out of range")
-        out.reshape(-1)[flat] = values
-    except (ValueError, IndexError, TypeError) as problem:
-        raise InvalidModel(f"sparse tensor {sparse.values.name!r} cannot be read: {problem}") from None
-    return out
-
-
-def _declared(value: onnx.ValueInfoProto) -> Shape | None:
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    fields = [(d.WhichOneof("value"), d) for d in tensor.shape.dim]
-    _check_text(*(d.dim_param for kind, d in fields if kind == "dim_param"))
-    return [d.dim_value if kind == "dim_value" else d.dim_param if kind == "dim_param" else None for kind, d in fields]
 
 
 # ------------------------------------------------------------------ nodes
@@ -264,7 +151,7 @@ class _Scope:
 
     def __post_init__(self) -> None:
         for i, node in enumerate(self.nodes):
-            _check_text(node.op_type, node.name, node.domain, *node.input, *node.output)
+            check_text(node.op_type, node.name, node.domain, *node.input, *node.output)
             for name in filter(None, node.output):
                 # Models are patched by appending a second Constant of a name: the last one holds, as in onnxruntime.
                 other = self.nodes[self.producers[name]].op_type if name in self.producers else "Constant"
@@ -287,38 +174,38 @@ class _Scope:
 class _Importer:
     def __init__(self, source: Source) -> None:
         proto = source.proto
-        _check_text(proto.graph.name, *(s for f in proto.functions for s in (f.domain, f.name, f.overload)))
+        check_text(proto.graph.name, *(s for f in proto.functions for s in (f.domain, f.name, f.overload)))
         self.source = source
         self.builder = Builder(proto.graph.name or "graph")
         self.constants = _Constants(self.builder)
-        self.functions = {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
+        self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in proto.functions}
         self.depth = 0
 
     # -------------------------------------------------- graphs
 
     def graph(self, shapes: Shapes) -> Graph:
         proto = self.source.proto
-        opsets = _opsets(proto.opset_import)
+        opsets = opsets_of(proto.opset_import)
         sources = self._initializers(proto.graph, self.source.lifted)
-        inputs = _unique([v for v in proto.graph.input if v.name not in sources], "input")
+        inputs = unique([v for v in proto.graph.input if v.name not in sources], "input")
         typed = {v.name: self._input_dtype(v) for v in inputs}
-        usable = {v.name: _declared(v) for v in inputs if isinstance(typed[v.name], np.dtype)}
+        usable = {v.name: declared_shape(v) for v in inputs if isinstance(typed[v.name], np.dtype)}
         shaped, guards = input_shapes(usable, shapes)
         self.builder.guards += guards
         values: dict[str, Value | None] = {}
         for name, dtype in typed.items():
             if isinstance(dtype, str):
-                sources[name] = _raiser(_NoType(dtype))
+                sources[name] = _raiser(NoType(dtype))
             else:
                 values[name] = self.builder.input(name, dtype, shaped[name])
         scope = _Scope(proto.graph.node, opsets, values=values, sources=sources)
-        names = [v.name for v in _unique(proto.graph.output, "output")]
+        names = [v.name for v in unique(proto.graph.output, "output")]
         if not names:
             raise InvalidModel("the model has no outputs")
         try:
             found = self.builder.finish(self._outputs(scope, names))
             return replace(found, origins=tuple(Origin(scope.label(i), n.op_type) for i, n in enumerate(scope.nodes)))
-        except _NoType as problem:
+        except NoType as problem:
             raise UnsupportedOperator("graph output", opset=opsets.get("", 0), dtype=problem.name) from None
 
     def _initializers(
@@ -326,9 +213,9 @@ class _Importer:
     ) -> dict[str, Callable[[], Array]]:
         folder = self.source.folder
         found: dict[str, Callable[[], Array]] = {}
-        dense = [(t.name, partial(_array, t, folder, (lifted or {}).get(i))) for i, t in enumerate(graph.initializer)]
-        sparse = [(t.values.name, partial(_dense, t, folder)) for t in graph.sparse_initializer]
-        _check_text(*(name for name, _ in dense + sparse))
+        dense = [(t.name, partial(array_of, t, folder, (lifted or {}).get(i))) for i, t in enumerate(graph.initializer)]
+        sparse = [(t.values.name, partial(dense_of, t, folder)) for t in graph.sparse_initializer]
+        check_text(*(name for name, _ in dense + sparse))
         for name, read in dense + sparse:
             if name in found or not name:
                 raise InvalidModel(f"initializer {name!r} is defined twice" if name else "an initializer has no name")
@@ -342,7 +229,7 @@ class _Importer:
         if kind != "tensor_type":
             return str(kind).removesuffix("_type")
         try:
-            return _dtype(value.type.tensor_type.elem_type)
+            return element_type(value.type.tensor_type.elem_type)
         except InvalidModel as problem:
             raise InvalidModel(f"input {value.name!r}: {problem.problem}") from None
 
@@ -357,7 +244,7 @@ class _Importer:
             index = scope.producers.get(name)
             if index is not None and index not in live and index not in found:
                 found.add(index)
-                node, reads = scope.nodes[index], [*_reads(scope.nodes[index])]
+                node, reads = scope.nodes[index], [*reads_of(scope.nodes[index])]
                 scope.read.update(reads)
                 waiting += [(name, found if name in node.input else inside) for name in reads]
         for index in sorted(live):
@@ -415,7 +302,7 @@ class _Importer:
 
     def _build(self, scope: _Scope, index: int) -> None:
         node, label = scope.nodes[index], scope.label(index)
-        domain = _domain(node.domain)
+        domain = domain_of(node.domain)
         local = self.functions.get((domain, node.op_type, node.overload))
         opset = scope.opsets.get(domain, 1 if local is not None else None)
         if opset is None:
@@ -431,15 +318,15 @@ class _Importer:
             if domain == "" and node.op_type == "If":
                 results = self._branch(scope, call, attributes)
             elif registry.lookup(node.op_type, opset, domain) is not None:
-                plain = {name: a for name, a in attributes.items() if not _graphs(a)}
+                plain = {name: a for name, a in attributes.items() if not graphs_of(a)}
                 read = {name: self._attribute(a, call) for name, a in plain.items()}
                 self.builder.origin = scope.origin or Origin(label, node.op_type, domain, opset)
                 results = self._apply(replace(call, attrs=read), node)
-            elif (function := local or _function(node, call, attributes)) is not None:
+            elif (function := local or body_of(node, call, attributes)) is not None:
                 results = self._inline(scope, call, attributes, function, own=local is None)
             else:
                 raise call.unsupported(_ADVICE.get(node.op_type, ""))
-        except _NoType as problem:
+        except NoType as problem:
             raise UnsupportedOperator(
                 call.operator, node=label, domain=domain, opset=opset, dtype=problem.name
             ) from None
@@ -454,7 +341,7 @@ class _Importer:
         except StitchError:
             raise
         except Exception as problem:  # most likely an attribute that is missing or of another type
-            reason = _complaint(node, call) or f"{type(problem).__name__}: {problem}"
+            reason = complaint_about(node, call) or f"{type(problem).__name__}: {problem}"
             raise call.invalid(reason) from problem
 
     def _arguments(self, scope: _Scope, node: onnx.NodeProto, call: Call) -> Results:
@@ -466,7 +353,7 @@ class _Importer:
             values.pop()
         return tuple(values)
 
-    def _attributes(self, scope: _Scope, node: onnx.NodeProto, call: Call) -> _Attributes:
+    def _attributes(self, scope: _Scope, node: onnx.NodeProto, call: Call) -> Attributes:
         """A node's attributes by name, references to those of the function around it replaced."""
         found: dict[str, onnx.AttributeProto] = {}
         for a in node.attribute:
@@ -496,18 +383,18 @@ class _Importer:
                 case "STRINGS":
                     return tuple(s.decode("utf-8", "surrogateescape") for s in a.strings)
                 case "TENSOR":
-                    return _array(a.t, folder)
+                    return array_of(a.t, folder)
                 case "TENSORS":
-                    return tuple(_array(t, folder) for t in a.tensors)
+                    return tuple(array_of(t, folder) for t in a.tensors)
                 case "SPARSE_TENSOR":
-                    return _dense(a.sparse_tensor, folder)
+                    return dense_of(a.sparse_tensor, folder)
         except InvalidModel as problem:
             raise call.invalid(problem.problem) from None
         raise call.unsupported(f"its attribute {a.name!r} of type {kind} is unknown")
 
     # -------------------------------------------------- graphs in nodes
 
-    def _branch(self, scope: _Scope, call: Call, attributes: _Attributes) -> Results:
+    def _branch(self, scope: _Scope, call: Call, attributes: Attributes) -> Results:
         """The outputs of the branch that an If is known to take."""
         condition = call.inputs[0] if call.inputs else None
         if condition is None or not all(attributes[b].HasField("g") for b in _BRANCHES if b in attributes):
@@ -526,14 +413,14 @@ class _Importer:
         return self._nested(inner, wanted, [out.name for out in taken.g.output], call)
 
     def _inline(
-        self, scope: _Scope, call: Call, attributes: _Attributes, function: onnx.FunctionProto, own: bool
+        self, scope: _Scope, call: Call, attributes: Attributes, function: onnx.FunctionProto, own: bool
     ) -> Results:
         """The outputs of a function's body. `own`: it is the body of one of ONNX's own operators."""
         if len(call.inputs) > len(function.input) or len(call.outputs) > len(function.output):
             raise call.invalid("it has more inputs or outputs than its function")
         given = [*call.inputs, *[None] * (len(function.input) - len(call.inputs))]
         defaults = {a.name: a for a in function.attribute_proto}
-        opsets = _opsets(function.opset_import)
+        opsets = opsets_of(function.opset_import)
         inner = _Scope(
             function.node, {**scope.opsets, **opsets} if own else opsets, prefix=f"{call.node}/",
             attributes={**defaults, **attributes},
@@ -560,96 +447,8 @@ _ADVICE = {
 }
 
 
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
-
-
-def _check_text(*names: object) -> None:
-    """Protobuf hands out bytes in place of a string that is not UTF-8."""
-    for name in names:
-        if not isinstance(name, str):
-            raise InvalidModel(f"{name!r} stands where a name should", advice="get the file again")
-
-
-def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    imports = list(imports)
-    _check_text(*(i.domain for i in imports))
-    return {_domain(i.domain): i.version for i in imports}
-
-
-def _unique(values: Iterable[onnx.ValueInfoProto], what: str) -> list[onnx.ValueInfoProto]:
-    found: dict[str, onnx.ValueInfoProto] = {}
-    for v in values:
-        _check_text(v.name)
-        if v.name in found or not v.name:
-            raise InvalidModel(f"{what} {v.name!r} is listed twice" if v.name else f"an {what} has no name")
-        found[v.name] = v
-    return [*found.values()]
-
-
 def _raiser(problem: Exception) -> Callable[[], Array]:
     def read() -> Array:
         raise problem
 
     return read
-
-
-def _graphs(a: onnx.AttributeProto) -> list[onnx.GraphProto]:
-    return [*([a.g] if a.HasField("g") else []), *a.graphs]
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """The names that a node reads, with all those in its branches."""
-    yield from node.input
-    for a in node.attribute:
-        for graph in _graphs(a):
-            yield from (v.name for v in graph.output)
-            for inner in graph.node:
-                yield from _reads(inner)
-
-
-def _function(node: onnx.NodeProto, call: Call, attributes: _Attributes) -> onnx.FunctionProto | None:
-    """The body that ONNX gives for an operator, if it does."""
-    import onnx
-
-    try:
-        schema: Any = onnx.defs.get_schema(call.operator, call.opset, call.domain)
-    except onnx.defs.SchemaError:
-        return None
-    body = b""
-    if versions := [v for v in schema.function_opset_versions if v <= call.opset]:
-        body = schema.get_function_with_opset_version(max(versions))
-    elif versions := [v for v in schema.context_dependent_function_opset_versions if v <= call.opset]:
-        plain = onnx.NodeProto()
-        plain.CopyFrom(node)
-        del plain.attribute[:]
-        for name, a in attributes.items():
-            plain.attribute.add().CopyFrom(a)
-            plain.attribute[-1].name = name
-        types = [_type(v).SerializeToString() for v in call.inputs]
-        text = plain.SerializeToString()
-        body = schema.get_context_dependent_function_with_opset_version(max(versions), text, types)
-    return onnx.FunctionProto.FromString(body) if body else None
-
-
-def _type(value: Value | None) -> onnx.TypeProto:
-    from onnx import helper
-
-    if value is None:
-        return helper.make_tensor_type_proto(0, None)
-    shape = [d if isinstance(d, int) else str(d) for d in value.shape]
-    return helper.make_tensor_type_proto(_CODES[value.dtype], shape)
-
-
-def _complaint(node: onnx.NodeProto, call: Call) -> str | None:
-    """What ONNX's checker has against a node."""
-    import onnx
-
-    context = onnx.checker.C.CheckerContext()
-    context.ir_version = onnx.IR_VERSION
-    context.opset_imports = {call.domain: call.opset}
-    try:
-        onnx.checker.check_node(node, context)
-    except onnx.checker.ValidationError as problem:
-        return str(problem).split("\n")[0].strip()
-    return None

@@ -22,12 +22,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from stitch.errors import InvalidKnob, UnknownKnob
 
 PREFIX = "STITCH_"
-SCHEMES = ("independent", "local", "regional", "global")
+Scheme: TypeAlias = Literal["independent", "local", "regional", "global"]
+SCHEMES: tuple[Scheme, ...] = ("independent", "local", "regional", "global")
 
 
 class _Reader:
@@ -73,7 +74,7 @@ def _vector(given: object) -> object:
     return bits
 
 
-def _schemes(given: object) -> tuple[str, ...]:
+def _schemes(given: object) -> tuple[Scheme, ...]:
     if isinstance(given, str):
         given = [name.strip() for name in given.split(",")]
     if not isinstance(given, tuple | list | set | frozenset) or not set(given) <= set(SCHEMES):
@@ -101,7 +102,7 @@ def _row(reader: _Reader, doc: str) -> dict[str, object]:
 class Knobs:
     """One setting of all knobs. Hashable; values are checked, and text is converted, on construction."""
 
-    schemes: tuple[str, ...] = field(
+    schemes: tuple[Scheme, ...] = field(
         default=SCHEMES,
         metadata=_row(
             _Reader(f"a list with commas of some of {', '.join(SCHEMES)}", _schemes),

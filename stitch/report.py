@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from stitch import dims
@@ -25,7 +26,9 @@ from stitch.stitching.trace import Flow
 Edge = dict[str, str]
 
 
-def describe(stitched: Stitched, imported: Graph | None = None, allowed: Collection[str] = tuple(SCHEMES)) -> dict[str, Any]:
+def describe(
+    stitched: Stitched, imported: Graph | None = None, allowed: Collection[str] = tuple(SCHEMES)
+) -> dict[str, Any]:
     """The report for an artifact. `imported`: the graph as it came from the model; `allowed`: schemes.
 
     It is one text, so that loading an artifact does not take it apart."""
@@ -78,7 +81,8 @@ class _Report:
             "name": k.name, "onnx": len(_labels(k.nodes)), "phases": len(k.phases) or 2, "groups": len(k.groups),
             "dominants": _operators(dominants), "operators": _operators(k.nodes),
             "primitives": dict(Counter(n.prim for n in k.nodes)),
-            "bytes": _text(read + written), "read": _text(read), "written": _text(written), "constants": _text(constants),
+            "bytes": _text(read + written), "read": _text(read), "written": _text(written),
+            "constants": _text(constants),
         }  # fmt: skip
 
     def activations(self, values: Iterable[Value]) -> list[Value]:
@@ -129,8 +133,8 @@ class _Report:
                 edge = {"value": e.value.name, "from": _step(p), "to": _step(n), "scheme": scheme, "place": place}
                 out.setdefault(tuple(edge.values()), edge)
         heads = list(dict.fromkeys(whole(n) for n in k.nodes))
-        for a, b in zip(heads, heads[1:], strict=False):
-            out[_step(a), _step(b)] = {"value": "", "from": _step(a), "to": _step(b), "scheme": "independent", "place": ""}
+        for a, b in pairwise(map(_step, heads)):
+            out[a, b] = {"value": "", "from": a, "to": b, "scheme": "independent", "place": ""}
         return list(out.values())
 
     # -------------------------------------------------- between kernels
@@ -200,7 +204,7 @@ class _Report:
     def folded(self, covered: Collection[Origin], host: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
         """The nodes of the model that are neither in a kernel nor on the host."""
         running = {o.node for o in covered} | {h["node"] for h in host}
-        inner = {name.split("/")[0] for name in running}  # of functions and branches
+        running |= {self.caller(name) for name in running}
         fixed: dict[str, bool] = {}
         varying = set(self.imported.inputs)
         for n in self.imported.nodes:
@@ -210,7 +214,7 @@ class _Report:
             fixed[n.origin.node] = fixed.get(n.origin.node, True) and not depends
         out = []
         for o in self.model():
-            if o.node not in running and o.node not in inner:
+            if o.node not in running:
                 reason = "constant" if fixed.get(o.node, o.operator == "Constant") else "vanished"
                 out.append({"node": o.node, "operator": o.operator, "reason": reason})
         return out
@@ -224,7 +228,13 @@ class _Report:
         return {o.node: i for i, o in enumerate(self.model())}
 
     def position(self, origin: Origin) -> int:
-        return self.positions.get(origin.node, len(self.positions))
+        return self.positions.get(self.caller(origin.node), len(self.positions))
+
+    def caller(self, name: str) -> str:
+        """The node of the model that a name belongs to: nodes of functions are called `caller/name`."""
+        while name and name not in self.positions:
+            name = name.rpartition("/")[0]
+        return name
 
 
 def _is_host(k: Kernel) -> bool:

@@ -1,7 +1,7 @@
 """What all tests share: hypothesis profiles, and the option that rewrites the golden texts.
 
-    pytest --hypothesis-profile=fuzz        many more random examples (`make fuzz`)
-    pytest --update-golden                  accept the golden texts as they are now
+pytest --hypothesis-profile=fuzz        many more random examples (`make fuzz`)
+pytest --update-golden                  accept the golden texts as they are now
 """
 
 from __future__ import annotations

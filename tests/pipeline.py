@@ -11,12 +11,13 @@ import numpy as np
 from stitch import target as targets
 from stitch.codegen import assemble, machine
 from stitch.graph import Graph
+from stitch.knobs import Scheme
 from stitch.ops.primitives import Array
 from stitch.plan import Artifact
 from stitch.runtime import cpu
 from stitch.runtime.executable import Executable
 from stitch.simplify import simplify
-from stitch.stitching.schedule import Scheme, Stitched
+from stitch.stitching.schedule import Stitched
 from stitch.stitching.stitch import ALL, stitch
 from stitch.target import Target
 
@@ -51,7 +52,9 @@ def build(stitched: Stitched, target: Target | None = None) -> Artifact:
     return assemble.assemble(stitched, target, lambda text: machine.compile(text, target), {})
 
 
-def compile(graph: Graph, schemes: Collection[Scheme] = ALL, budget: int = BUDGET, target: Target | None = None) -> Artifact:
+def compile(
+    graph: Graph, schemes: Collection[Scheme] = ALL, budget: int = BUDGET, target: Target | None = None
+) -> Artifact:
     return build(cut(graph, schemes, budget), target)
 
 
@@ -69,4 +72,6 @@ def native(graph: Graph, feeds: Mapping[str, Array], **options: Any) -> list[Arr
 
 
 def same_bits(a: Sequence[Array], b: Sequence[Array]) -> bool:
-    return all(x.shape == y.shape and x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+    return all(
+        x.shape == y.shape and x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True)
+    )

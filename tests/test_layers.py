@@ -43,6 +43,7 @@ TABLE = """
     stitch.ops.*
     stitch.inputs
     stitch.weights
+    stitch.source
     stitch.importer
     stitch.rewrite
     stitch.simplify.permutations
@@ -112,14 +113,19 @@ LAYERS = TABLE.split()
 # Packages that see less than what is above them: of `stitch`, only these modules, and themselves.
 CONFINED = {
     "stitch.runtime": [
-        "stitch.errors", "stitch.knobs", "stitch.dtypes", "stitch.target", "stitch.plan", "stitch.ops.host",
+        "stitch.errors",
+        "stitch.knobs",
+        "stitch.dtypes",
+        "stitch.target",
+        "stitch.plan",
+        "stitch.ops.host",
     ],
     "stitch.ops.host": [],
 }
 
 # Which modules may import a library; libraries that are not listed are free.
 DOORS = {
-    "onnx": ["stitch.importer", "stitch.backend"],
+    "onnx": ["stitch.source", "stitch.importer", "stitch.backend"],
     "sympy": ["stitch.dims"],
     "llvmlite": ["stitch.codegen.llvm", "stitch.codegen.machine", "stitch.codegen.ptx", "stitch.runtime.cpu"],
 }

@@ -79,7 +79,7 @@ def test_the_set_is_closed() -> None:
     kinds: dict[str, int] = {}
     for row in PRIMITIVES.values():
         kinds[row.kind] = kinds.get(row.kind, 0) + 1
-    expected = {"source": 3, "elementwise": 47, "reduction": 6, "movement": 8, "contraction": 1, "opaque": 2}
+    expected = {"source": 3, "elementwise": 48, "reduction": 6, "movement": 8, "contraction": 1, "opaque": 2}
     assert kinds == expected
     assert {PRIMITIVES[a].kind for a in REDUCTIONS} == {"reduction"}
     assert all(PRIMITIVES[b].associative and PRIMITIVES[b].commutative for b in REDUCTIONS.values())
@@ -109,7 +109,9 @@ def grid(dtype: np.dtype) -> Array:
     if dtype == dtypes.BOOL:
         return np.array([False, True])
     if dtypes.is_integer(dtype):
-        return np.unique(np.array([0, 1, 2, 3, 5, np.iinfo(dtype).max, np.iinfo(dtype).max - 1, np.iinfo(dtype).min], dtype))
+        return np.unique(
+            np.array([0, 1, 2, 3, 5, np.iinfo(dtype).max, np.iinfo(dtype).max - 1, np.iinfo(dtype).min], dtype)
+        )
     return np.array([0, -0.0, 1, 2, 3, -1, 0.5, np.inf, -np.inf, np.nan]).astype(dtype)
 
 
@@ -197,8 +199,8 @@ def _sign(x: Number) -> Number:
 
 
 def _divide(a: float, b: float) -> float:
-    if b == 0 and not math.isnan(a):
-        return math.nan if a == 0 else math.copysign(math.inf, a) * math.copysign(1, b)
+    if b == 0:
+        return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a) * math.copysign(1, b)
     return a / b
 
 
@@ -240,7 +242,7 @@ def _truncate(a: int, b: int) -> int:
 
 FLOATS: Mapping[str, Callable[..., Number]] = {
     "neg": lambda x: -x, "abs": abs, "floor": _whole(math.floor), "ceil": _whole(math.ceil), "rint": _whole(round),
-    "sign": _sign, "sqrt": _on_floats(math.sqrt), "rsqrt": _on_floats(lambda x: 1 / math.sqrt(x), p0=math.inf),
+    "sign": _sign, "sqrt": _on_floats(math.sqrt), "rsqrt": _on_floats(lambda x: _divide(1, math.sqrt(x))),
     "exp": _on_floats(math.exp), "expm1": _on_floats(math.expm1), "log": _on_floats(math.log, p0=-math.inf),
     "log1p": _on_floats(math.log1p, m1=-math.inf), "sin": _on_floats(math.sin), "cos": _on_floats(math.cos),
     "tan": _on_floats(math.tan), "asin": _on_floats(math.asin), "acos": _on_floats(math.acos),
@@ -255,7 +257,7 @@ FLOATS: Mapping[str, Callable[..., Number]] = {
 INTEGERS: Mapping[str, Callable[..., Number]] = {
     "neg": lambda x: -x, "abs": abs, "sign": _sign, "not": lambda x: ~x,
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": _truncate,
-    "mod": lambda a, b: a % b if b else 0, "fmod": lambda a, b: a - b * _truncate(a, b) if b else 0, "pow": lambda a, b: a**b,
+    "mod": lambda a, b: a % b if b else 0, "fmod": lambda a, b: a - b * _truncate(a, b) if b else 0, "pow": lambda a, b: pow(a, b, 1 << 64) if b >= 0 else 0,
     "min": min, "max": max, "and": lambda a, b: a & b, "or": lambda a, b: a | b, "xor": lambda a, b: a ^ b,
     "shl": lambda a, n: a << n, "shr": lambda a, n: a >> n,
 }  # fmt: skip
@@ -304,7 +306,9 @@ def comparable(name: str, dtype: np.dtype) -> Array:
     if name == "pow" and dtypes.is_integer(dtype):
         a, b = (x.astype(object) for x in operands(name, dtype))
         most = min(int(np.iinfo(dtype).max), 2**53)
-        return np.array([y >= 0 and (abs(x) <= 1 or y * math.log2(abs(x)) < math.log2(most)) for x, y in zip(a, b, strict=True)])  # fmt: skip
+        return np.array(
+            [y >= 0 and (abs(x) <= 1 or y * math.log2(abs(x)) < math.log2(most)) for x, y in zip(a, b, strict=True)]
+        )
     return everywhere
 
 
@@ -314,13 +318,14 @@ def ulps(got: Array, want: Array, dtype: np.dtype) -> Array:
     import ml_dtypes
 
     info: Any = ml_dtypes.finfo(dtype)
-    top = 2.0 * float(2.0 ** (info.maxexp - 1))
+    top = 2.0**info.maxexp if dtype != dtypes.FLOAT64 else math.inf
     x, y = (np.clip(a.astype(np.float64), -top, top) for a in (got, want))
     exponent = np.frexp(np.where(np.isfinite(y), y, 1))[1] - 1
     spacing = np.ldexp(1.0, np.maximum(exponent, info.minexp) - info.nmant)
-    off = np.abs(x - y) / spacing
-    off = np.where(np.isnan(x) & np.isnan(y), 0, np.where(np.isnan(x) | np.isnan(y), np.inf, off))
-    return np.asarray(np.maximum(off, 0))
+    with np.errstate(invalid="ignore"):
+        off = np.abs(x - y) / spacing
+    off = np.where(np.isnan(x) | np.isnan(y), np.inf, off)
+    return np.asarray(np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0, off))
 
 
 def assert_right(got: Array, name: str, dtype: np.dtype, bound: float) -> None:
@@ -334,6 +339,8 @@ def assert_right(got: Array, name: str, dtype: np.dtype, bound: float) -> None:
         wrong = ~((got == want) | (np.isnan(got) & np.isnan(want)))
     else:
         wrong = ulps(got, want, got.dtype) > 0.5 + bound
+        if bound and dtype == dtypes.FLOAT64:  # where a result below the smallest normal number may become 0
+            wrong &= np.abs(got - want) > np.finfo(np.float64).tiny
     k = np.flatnonzero(wrong)[:4]
     message = f"{name} of {[x[k].tolist() for x in given]} is {got[k].tolist()}, not {want[k].tolist()}"
     assert not len(k), message
@@ -341,10 +348,10 @@ def assert_right(got: Array, name: str, dtype: np.dtype, bound: float) -> None:
 
 @pytest.mark.parametrize("name", [n for n in ELEMENTWISE if n not in CASTS])
 def test_meaning(name: str) -> None:
-    """Numpy's result is the formula's, to its rounding (bfloat16's functions are rounded from float32)."""
+    """Numpy's result is the formula's: rounded once, but for functions in float64, where two libraries differ."""
     for dtype in PRIMITIVES[name].domain:
-        slack = 0.01 if dtype == dtypes.FLOAT64 or dtype in HALVES else 0
-        assert_right(meaning(name, *operands(name, dtype)), name, dtype, 1 if slack and PRIMITIVES[name].ulp else slack)
+        both = 3 if dtype == dtypes.FLOAT64 and PRIMITIVES[name].ulp else 0
+        assert_right(meaning(name, *operands(name, dtype)), name, dtype, both)
 
 
 @cache
@@ -396,7 +403,12 @@ def test_native_functions_over_a_wide_range(name: str, dtype: np.dtype) -> None:
         rows = zip(x.tolist(), y.tolist(), strict=True)
         some = list(itertools.islice(rows, 0, None, 7))
         outside = [name == "log1p" and v <= -1 for v, _ in some]
-        want = np.array([math.nan if o else float(exact(v, w) if name == "pow" else exact(v)) for (v, w), o in zip(some, outside, strict=True)])  # fmt: skip
+        want = np.array(
+            [
+                math.nan if o else float(exact(v, w) if name == "pow" else exact(v))
+                for (v, w), o in zip(some, outside, strict=True)
+            ]
+        )
     keep = ~np.array(outside)
     off = ulps(got[::7][keep], want[keep], dtype)
     assert off.max() <= PRIMITIVES[name].ulp + 0.5, f"{off.max()} ulp at {x[::7][keep][off.argmax()]!r}"
@@ -455,7 +467,16 @@ def test_bitcasts(source: np.dtype) -> None:
 
 # ------------------------------------------------------------------ reductions
 
-SHAPES = [((3, 7, 5), (1,)), ((4, 33), (1,)), ((33, 4), (0,)), ((2, 3, 4), (0, 2)), ((100,), (0,)), ((0, 4), (0,)), ((4, 0), (1,)), ((2, 0, 3), (0, 2))]  # fmt: skip
+SHAPES = [
+    ((3, 7, 5), (1,)),
+    ((4, 33), (1,)),
+    ((33, 4), (0,)),
+    ((2, 3, 4), (0, 2)),
+    ((100,), (0,)),
+    ((0, 4), (0,)),
+    ((4, 0), (1,)),
+    ((2, 0, 3), (0, 2)),
+]
 
 
 def slots(shape: tuple[int, ...], axes: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
@@ -515,7 +536,7 @@ def test_reductions(dtype: np.dtype) -> None:
                     else:
                         size = math.fsum(map(abs, xs)) if name == "reduce_sum" else abs(want)
                         eps = float(np.finfo(dtypes.compute(dtype)).eps)
-                        half = 2.0**-8 * abs(want) if dtype in HALVES else 0
+                        half = 2.0**-8 * abs(want) + 1e-7 if dtype in HALVES else 0
                         assert abs(float(got[out]) - want) <= n * eps * size + half, message
 
 
@@ -530,7 +551,9 @@ def test_argmax_and_argmin(dtype: np.dtype, last: int) -> None:
         b = Builder()
         value = b.input("x", dtype, shape)
         graph = b.finish({name: b.apply(name, value, axis=axis, last=last) for name in ("argmax", "argmin")})
-        for name, *results in zip(graph.output_names, pipeline.native(graph, {"x": x}), evaluate(graph, {"x": x}), strict=True):  # fmt: skip
+        for name, *results in zip(
+            graph.output_names, pipeline.native(graph, {"x": x}), evaluate(graph, {"x": x}), strict=True
+        ):
             for got in results:
                 assert got.dtype == np.int64
                 for out, points in slots(shape, (axis,)):
@@ -543,7 +566,9 @@ def test_argmax_and_argmin(dtype: np.dtype, last: int) -> None:
 # ------------------------------------------------------------------ movement
 
 
-def pulled(name: str, attrs: Mapping[str, Any], shape: tuple[int, ...], index: tuple[int, ...]) -> tuple[int, ...] | None:  # fmt: skip
+def pulled(
+    name: str, attrs: Mapping[str, Any], shape: tuple[int, ...], index: tuple[int, ...]
+) -> tuple[int, ...] | None:
     """The element of the operand that stands at `index` of the result; None: the padding's value."""
     match name:
         case "transpose":
@@ -595,15 +620,28 @@ def movements(draw: Callable[[st.SearchStrategy[Any]], Any]) -> tuple[str, dict[
             starts, steps, sizes = zip(*rows, strict=True) if rows else ((), (), ())
             return name, {"starts": starts, "sizes": sizes, "steps": steps}, shape
         case "pad":
-            return name, {"lo": tuple(pick(0, 1, 3) for _ in shape), "hi": tuple(pick(0, 2) for _ in shape), "value": 9}, shape
+            return (
+                name,
+                {"lo": tuple(pick(0, 1, 3) for _ in shape), "hi": tuple(pick(0, 2) for _ in shape), "value": 9},
+                shape,
+            )
         case "reshape":
             size = math.prod(shape)
-            return name, {"shape": pick((size,), (1, *shape), shape[::-1], (*shape, 1), tuple(d for d in shape if d != 1))}, shape
+            return (
+                name,
+                {"shape": pick((size,), (1, *shape), shape[::-1], (*shape, 1), tuple(d for d in shape if d != 1))},
+                shape,
+            )
         case _:
             axes = [i for i, d in enumerate(shape) if d][:2]
             sizes = tuple(draw(st.integers(1, shape[a])) for a in axes)
             dilations = tuple(pick(1, 2) if (n - 1) * 2 < shape[a] else 1 for a, n in zip(axes, sizes, strict=True))
-            attrs = {"axes": tuple(axes), "sizes": sizes, "strides": tuple(pick(1, 2) for _ in axes), "dilations": dilations}
+            attrs = {
+                "axes": tuple(axes),
+                "sizes": sizes,
+                "strides": tuple(pick(1, 2) for _ in axes),
+                "dilations": dilations,
+            }
             return name, attrs, shape
 
 
@@ -672,7 +710,7 @@ def test_identity_of_rank_zero() -> None:
     made: dict[str, Value] = {"neg": b.unary("neg", x), "shape": b.reshape(x, (1, 1)), "wide": b.broadcast(x, (2, 3))}
     made["sum"] = b.reduce("reduce_sum", made["wide"], [0, 1])
     graph = b.finish(made)
-    for got, want in zip(pipeline.native(graph, {"x": np.float32(3)}), evaluate(graph, {"x": np.float32(3)}), strict=True):  # type: ignore[dict-item]  # fmt: skip
+    for got, want in zip(
+        pipeline.native(graph, {"x": np.float32(3)}), evaluate(graph, {"x": np.float32(3)}), strict=True
+    ):  # type: ignore[dict-item]
         np.testing.assert_array_equal(got, want, strict=True)
-
-

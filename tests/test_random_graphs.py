@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from stitch import dims, dtypes
 from stitch.evaluate import evaluate
 from stitch.graph import Builder, Graph, Value
+from stitch.knobs import Scheme
 from stitch.ops.primitives import Array
-from stitch.stitching.schedule import Scheme
 from stitch.text import render
 from tests import pipeline, random_graphs
 from tests.graphs import Case, graphs
@@ -35,7 +35,9 @@ def examples(usual: int) -> int:
     return max(1, usual * settings().max_examples // 100)
 
 
-def runs(graph: Graph, first: Mapping[str, Array], sizes: Sequence[dict[str, int]], integral: bool) -> list[Mapping[str, Array]]:  # fmt: skip
+def runs(
+    graph: Graph, first: Mapping[str, Array], sizes: Sequence[dict[str, int]], integral: bool
+) -> list[Mapping[str, Array]]:
     more = [random_graphs.feeds(graph, s, k, integral) for k, s in enumerate(sizes) if random_graphs.fits(graph, s)]
     return [first, *more]
 
@@ -46,7 +48,9 @@ def shapes(feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
 
 @settings(max_examples=examples(150))
 @given(graphs(exact=True), schemes_and_budgets, more_sizes)
-def test_graphs_without_rounding_agree_bit_for_bit(case: Case, how: tuple[tuple[Scheme, ...], int], sizes: list[dict[str, int]]) -> None:  # fmt: skip
+def test_graphs_without_rounding_agree_bit_for_bit(
+    case: Case, how: tuple[tuple[Scheme, ...], int], sizes: list[dict[str, int]]
+) -> None:
     graph = random_graphs.exact(case.graph)
     assume(random_graphs.has_one_answer(graph))
     artifact = pipeline.compile(graph, *how)
@@ -60,7 +64,9 @@ def test_graphs_without_rounding_agree_bit_for_bit(case: Case, how: tuple[tuple[
 
 @settings(max_examples=examples(150))
 @given(graphs(exact=False), schemes_and_budgets, more_sizes)
-def test_graphs_with_sums_agree_up_to_rounding(case: Case, how: tuple[tuple[Scheme, ...], int], sizes: list[dict[str, int]]) -> None:  # fmt: skip
+def test_graphs_with_sums_agree_up_to_rounding(
+    case: Case, how: tuple[tuple[Scheme, ...], int], sizes: list[dict[str, int]]
+) -> None:
     graph = case.graph
     artifact = pipeline.compile(graph, *how)
     for feeds in runs(graph, case.feeds, sizes, False):
@@ -80,7 +86,9 @@ def test_graphs_with_sums_agree_up_to_rounding(case: Case, how: tuple[tuple[Sche
 def test_all_schemes_give_the_same_bits(case: Case) -> None:
     graph = random_graphs.exact(case.graph)
     assume(random_graphs.has_one_answer(graph))
-    results = [pipeline.native(graph, case.feeds, schemes=s, budget=b) for s in pipeline.SCHEMES[::2] for b in (TINY, 1 << 19)]  # fmt: skip
+    results = [
+        pipeline.native(graph, case.feeds, schemes=s, budget=b) for s in pipeline.SCHEMES[::2] for b in (TINY, 1 << 19)
+    ]
     for other in results[1:]:
         for x, y in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(x, y, strict=True)
@@ -132,7 +140,9 @@ def _step(draw: Callable[[st.SearchStrategy[Any]], Any], b: Builder, x: Value, r
 
 @settings(max_examples=examples(60))
 @given(row_wise(), st.sampled_from(pipeline.SCHEMES), st.integers(2, 40), st.data())
-def test_a_row_alone_is_the_row_of_a_batch(graph: Graph, schemes: tuple[Scheme, ...], n: int, data: st.DataObject) -> None:  # fmt: skip
+def test_a_row_alone_is_the_row_of_a_batch(
+    graph: Graph, schemes: tuple[Scheme, ...], n: int, data: st.DataObject
+) -> None:
     artifact = pipeline.compile(graph, schemes)
     feeds = random_graphs.feeds(graph, {"n": n}, n, False)
     (batch,) = pipeline.run(artifact, feeds, 2)

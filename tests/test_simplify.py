@@ -255,6 +255,13 @@ def test_broadcasts_of_constants_are_not_spelt_out() -> None:
     assert prims(graph) == "broadcast"
 
 
+@pytest.mark.parametrize(("n", "left"), [(4, ""), (128, "contract")])
+def test_small_products_of_constants_are_computed(n: int, left: str) -> None:
+    square = np.arange(n * n, dtype=np.float32).reshape(n, n)
+    graph = simplify(graph_of(lambda b: b.contract(b.const(square), b.const(square + 1), [0, 1], [1, 2], [0, 2])))
+    assert prims(graph) == left
+
+
 def test_a_host_operator_is_kept_for_the_symbols_it_binds() -> None:
     def make(b: Sample) -> Value:
         k = b.fresh("k")

@@ -84,5 +84,3 @@ def _ramp(b: Builder, start: Value, delta: Value, count: Dim) -> Value:
     if step.contents is None or step.contents.item() != 1:
         i = b.mul(i, step)
     return i if offset.contents is not None and offset.contents.item() == 0 else b.add(i, offset)
-
-

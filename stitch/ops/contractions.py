@@ -196,5 +196,3 @@ def _scalar(b: Builder, x: Value) -> Value:
 
 def _per_row(b: Builder, x: Value) -> Value:
     return b.reshape(x, [x.shape[0], 1]) if x.rank == 1 and x.size != 1 else _scalar(b, x)
-
-

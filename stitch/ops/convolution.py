@@ -147,9 +147,7 @@ def conv_transpose(b: Builder, call: Call, x: Value, w: Value, bias: Value | Non
         x = _stuffed(b, x, strides)
         before = tuple(span - 1 - p for span, p in zip(taps.spans, lo, strict=True))
         # Stuffing leaves stride - 1 zeros behind the last element, too: they count as padding.
-        after = tuple(
-            span - 1 - p + e - (s - 1) for span, p, e, s in zip(taps.spans, hi, extra, strides, strict=True)
-        )
+        after = tuple(span - 1 - p + e - (s - 1) for span, p, e, s in zip(taps.spans, hi, extra, strides, strict=True))
         flipped = b.slice(w, [0, 0, *(k - 1 for k in sizes)], w.shape, [1, 1, *[-1] * r])
         y = convolve(b, x, flipped, Taps(sizes, (1,) * r, dilations, before, after), groups, transposed=True)
     return channels_first(b, _biased(b, y, bias))
@@ -245,4 +243,3 @@ def deform_conv(
         "deformconv", [x, w, offset, bias, mask], [(x.dtype, (x.shape[0], w.shape[0], *spatial))],
         strides=taps.strides, dilations=taps.dilations, pads=taps.lo, groups=groups, offset_groups=offset_groups,
     )[0]  # fmt: skip
-

@@ -200,5 +200,3 @@ def non_max_suppression(
     ]
     center = bool(call.attr("center_point_box", 0))
     return b.host("nonmaxsuppression", inputs, [(dtypes.INT64, (b.fresh("selected"), 3))], center=center)[0]
-
-

@@ -167,7 +167,8 @@ def _erf(x: Array) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-x)))
+    small = np.exp(-np.abs(x))  # never overflows
+    return np.asarray(np.where(x < 0, small, 1) / (1 + small))
 
 
 def _wide(fn: Callable[..., Any]) -> Callable[..., Array]:
@@ -237,7 +238,7 @@ def _slice(attrs: Attrs, x: Array) -> Array:
 
 
 def _pad(attrs: Attrs, x: Array) -> Array:
-    return np.pad(x, list(zip(attrs["lo"], attrs["hi"], strict=True)), constant_values=attrs["value"])
+    return np.pad(x, list(zip(attrs["lo"], attrs["hi"], strict=True)), constant_values=attrs["value"]) if x.ndim else x
 
 
 def _gather(attrs: Attrs, data: Array, *indices: Array) -> Array:
@@ -289,7 +290,8 @@ def _window(attrs: Attrs, x: Array) -> Array:
 
 def _contract(attrs: Attrs, a: Array, b: Array) -> Array:
     wide = np.float64 if dtypes.is_float(a.dtype) else a.dtype
-    labels = [list(attrs[name]) for name in ("a", "b", "out")]
+    small = {label: k for k, label in enumerate(dict.fromkeys((*attrs["a"], *attrs["b"])))}  # einsum knows 52 labels
+    labels = [[small[label] for label in attrs[name]] for name in ("a", "b", "out")]
     out = np.einsum(a.astype(wide), labels[0], b.astype(wide), labels[1], labels[2], optimize=True)
     return np.asarray(out).astype(a.dtype)
 

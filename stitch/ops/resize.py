@@ -159,7 +159,8 @@ def _resampled(b: Builder, call: Call, x: Value, axis: int, plan: Sampling) -> V
         whole = _whole_factor(b, x, axis, plan)
         if whole is not None:
             return whole
-    if plan.antialias and plan.mode != "nearest" and not isinstance(plan.numerator, int):
+    known = isinstance(plan.numerator, int) and isinstance(plan.denominator, int)
+    if plan.antialias and plan.mode != "nearest" and not known:
         raise call.unsupported("antialiasing needs scales that are constant")
     taps, outside = _vectors(b, plan, x.dtype)
     column = [1 if i != axis else plan.out for i in range(x.rank)]

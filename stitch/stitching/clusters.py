@@ -136,7 +136,10 @@ def _one_to_one(flow: Flow, node: Node, inside: Iterable[Value], result: Value) 
         return False
     held = set(inside)
     at = tuple(access.of(a) for a in domain(node.output))
-    stop = lambda v: not (flow.is_movement(v) or flow.kind(v) == "source")  # noqa: E731
+
+    def stop(v: Value) -> bool:
+        return not (flow.is_movement(v) or flow.kind(v) == "source")
+
     try:
         seen = trace(flow, [(node.output, at)], stop, lambda v: v not in held and stop(v))
     except (access.NeedsSplit, Blocked):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from stitch import access
 from stitch.access import Axis, Index
+from stitch.dims import Dim
 from stitch.graph import Node, Value
 from stitch.stitching.dominants import split
 from stitch.stitching.legalise import LOOPS
@@ -26,14 +27,16 @@ class _Domain:
     axes: dict[int, tuple[Axis, ...]]
     at: dict[int, Index]
 
-    def split(self, axis: Axis, inner: access.Dim) -> None:
+    def split(self, axis: Axis, inner: Dim) -> None:
         mapping, fresh = split(axis, inner)
         for label, axes in self.axes.items():
             self.axes[label] = tuple(b for a in axes for b in (fresh if a is axis else (a,)))
             self.at[label] = self.at[label].substitute(mapping)
 
 
-def kernel(flow: Flow, name: str, members: Sequence[Node], leaving: Collection[Value], outside: Callable[[Value], bool]) -> Kernel:  # fmt: skip
+def kernel(
+    flow: Flow, name: str, members: Sequence[Node], leaving: Collection[Value], outside: Callable[[Value], bool]
+) -> Kernel:
     """The kernel of a contraction and the elementwise nodes behind it. Raises Blocked."""
     node = next(n for n in members if n.prim == "contract")
     (left, right), (a_labels, b_labels) = node.inputs, (node.attrs["a"], node.attrs["b"])
@@ -44,21 +47,26 @@ def kernel(flow: Flow, name: str, members: Sequence[Node], leaving: Collection[V
     letters = {label: Axis(_role(label, a_labels, b_labels, out) + str(label), d) for label, d in extent.items()}
     here = _Domain({k: (v,) for k, v in letters.items()}, {k: access.of(v) for k, v in letters.items()})
     stored = [n.output for n in members if n.output in leaving]
+
+    def placed(v: Value) -> bool:
+        return v is node.output or outside(v)
+
     while True:
         at = tuple(here.at[label] for label in out)
         try:
             a = _view(flow, left, tuple(here.at[label] for label in a_labels), outside)
             b = _view(flow, right, tuple(here.at[label] for label in b_labels), outside)
-            placed = lambda v: v is node.output or outside(v)  # noqa: E731
             sources = [(v, at) for v in stored if v is not node.output]
             seen = trace(flow, sources, placed, outside)
         except access.NeedsSplit as need:
             here.split(need.axis, need.inner)
         else:
             break
-    role = lambda r: tuple(  # noqa: E731
-        x for label in _ordered(out, a_labels) for x in here.axes[label] if _role(label, a_labels, b_labels, out) == r and x.extent != 1
-    )
+
+    def role(r: str) -> tuple[Axis, ...]:
+        labels = [label for label in _ordered(out, a_labels) if _role(label, a_labels, b_labels, out) == r]
+        return tuple(x for label in labels for x in here.axes[label] if x.extent != 1)
+
     if _loops(role("k"), (a.offset, b.offset)) > LOOPS:
         raise Blocked(next(v for v in (left, right) if flow.is_movement(v)))
     heavy = Contraction(node, role("b"), role("m"), role("n"), role("k"), a, b, at)

@@ -87,7 +87,9 @@ def roots_of(node: Node) -> tuple[tuple[tuple[Axis, ...], Root], ...]:
     return ((axes, Root(out, out, at, at)),)
 
 
-def form(axes: tuple[Axis, ...], root: Root, walk: Callable[[Root], tuple[tuple[Access, ...], tuple[Node, ...]]]) -> Group:
+def form(
+    axes: tuple[Axis, ...], root: Root, walk: Callable[[Root], tuple[tuple[Access, ...], tuple[Node, ...]]]
+) -> Group:
     """The group of one root, its axes split until every index is affine. Raises Blocked."""
     while True:
         try:
@@ -109,15 +111,22 @@ def split(axis: Axis, inner: Dim) -> tuple[dict[Axis, Index], tuple[Axis, Axis]]
     return {axis: access.add(access.of(outer).times(inner), access.of(rest))}, (outer, rest)
 
 
-def groups(flow: Flow, members: Sequence[Node], leaving: Collection[Value], outside: Callable[[Value], bool]) -> list[Group]:
+def groups(
+    flow: Flow, members: Sequence[Node], leaving: Collection[Value], outside: Callable[[Value], bool]
+) -> list[Group]:
     """The groups of a cluster before merging, in graph order. `outside`: in memory before the cluster runs."""
     chosen = dominants(flow, members, leaving)
     made = {n.output for n in chosen}
-    placed = lambda v: v in made or outside(v)  # noqa: E731
+
+    def placed(v: Value) -> bool:
+        return v in made or outside(v)
 
     def walk(root: Root) -> tuple[tuple[Access, ...], tuple[Node, ...]]:
         own = root.source is root.value
-        seen = trace(flow, [(root.source, root.at)], placed, outside) if own else _of_source(flow, root, placed, outside)
+        if own:
+            seen = trace(flow, [(root.source, root.at)], placed, outside)
+        else:
+            seen = _of_source(flow, root, placed, outside)
         return seen.accesses, seen.nodes
 
     return [form(axes, root, walk) for n in chosen for axes, root in roots_of(n)]
@@ -261,7 +270,9 @@ def relate(
     return _split_alike(store, at, tuple(first), tuple(second))
 
 
-def _split_alike(store: Sequence[Index], at: Sequence[Index], first: Sequence[Axis], second: Sequence[Axis]) -> dict[Axis, Axis] | None:  # fmt: skip
+def _split_alike(
+    store: Sequence[Index], at: Sequence[Index], first: Sequence[Axis], second: Sequence[Axis]
+) -> dict[Axis, Axis] | None:
     """Both sides have split a dim in the same way: compare their terms, coefficient by coefficient."""
     out: dict[Axis, Axis] = {}
     for mine, theirs in zip(store, at, strict=True):

@@ -25,7 +25,6 @@ from stitch.graph import Graph, Node, Value
 from stitch.stitching.trace import Access
 
 Placement = Literal["register", "tile", "buffer"]
-Scheme = Literal["independent", "local", "regional", "global"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +63,8 @@ class Group:
     def substitute(self, mapping: Mapping[Axis, Index]) -> Group:
         axes = dict.fromkeys(a for x in self.axes for a in ([x] if x not in mapping else mapping[x].axes()))
         accesses = tuple(replace(a, at=tuple(i.substitute(mapping) for i in a.at)) for a in self.accesses)
-        return replace(self, axes=tuple(axes), roots=tuple(r.substitute(mapping) for r in self.roots), accesses=accesses)
+        roots = tuple(r.substitute(mapping) for r in self.roots)
+        return replace(self, axes=tuple(axes), roots=roots, accesses=accesses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,8 @@ class Stitched:
                 assert v not in ready or v in begun & pieces, f"{k.name} writes {v.name} again"
                 ready.add(v)
             begun = (begun | pieces) - set(k.reads())
-            made = {r.value for g in k.groups for r in g.roots} | {p.contraction.node.output for p in k.phases if p.contraction}
+            made = {r.value for g in k.groups for r in g.roots}
+            made |= {p.contraction.node.output for p in k.phases if p.contraction}
             assert k.opaque is not None or set(k.placements) == made, f"{k.name}: placements do not match its roots"
         assert all(v in ready for v in self.graph.outputs), "an output is not written"
 

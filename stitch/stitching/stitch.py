@@ -8,17 +8,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from stitch import dtypes
 from stitch.graph import Graph, Node, Value
+from stitch.knobs import Scheme
 from stitch.ops.primitives import PRIMITIVES
 from stitch.stitching import clusters, contractions, dominants, schemes
 from stitch.stitching.legalise import legalise
-from stitch.stitching.schedule import Kernel, Scheme, Stitched
+from stitch.stitching.schedule import Kernel, Stitched
 from stitch.stitching.trace import Blocked, Flow
 
 ALL: frozenset[Scheme] = frozenset(("independent", "local", "regional", "global"))
@@ -55,7 +56,10 @@ def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme]) -> Stitched:
         home = found.of[members[0]]
         inside = {n.output for n in members}
         leaving = {v for n in members for v in n.outputs if v in outputs or readers.get(v, set()) - {home}}
-        outside = lambda v, inside=inside: v not in inside and not flow.is_movement(v) and _in_memory(flow, v)  # noqa: E731
+
+        def outside(v: Value, inside: set[Value] = inside) -> bool:
+            return v not in inside and not flow.is_movement(v) and _in_memory(flow, v)
+
         kernels += _kernels(flow, f"k{k}", members, leaving, outside, budget, allowed)
     return Stitched(flow.graph, tuple(kernels))
 
@@ -66,7 +70,10 @@ def _in_memory(flow: Flow, value: Value) -> bool:
     return node is None or (node.prim == "const" and value not in flow.scalars) or flow.is_computed(node)
 
 
-def _kernels(flow: Flow, name: str, members: Sequence[Node], leaving: set[Value], outside, budget: int, allowed: frozenset[Scheme]) -> list[Kernel]:  # type: ignore[no-untyped-def]  # fmt: skip
+def _kernels(
+    flow: Flow, name: str, members: Sequence[Node], leaving: set[Value], outside: Callable[[Value], bool],
+    budget: int, allowed: frozenset[Scheme],
+) -> list[Kernel]:  # fmt: skip
     first = members[0]
     if first.prim in ("scatter", "host"):
         return [Kernel(name, (), {}, tuple(members), opaque=first)]

@@ -19,10 +19,10 @@ from stitch.ops.primitives import PRIMITIVES
 MANY = ("broadcast", "window", "gather")
 """Movement that may show one element of its operand at many places."""
 
-EXACT = frozenset(
-    ["neg", "abs", "floor", "ceil", "rint", "sign", "not", "min", "max", "and", "or", "xor", "eq", "ne", "lt", "le"]
-    + ["where", "cast", "bitcast"]
-)
+EXACT = frozenset((
+    "neg", "abs", "floor", "ceil", "rint", "sign", "not", "min", "max", "and", "or", "xor", "eq", "ne", "lt", "le",
+    "where", "cast", "bitcast",
+))  # fmt: skip
 """Elementwise primitives without rounding: two copies of one cannot differ, so recomputing them is always safe."""
 
 

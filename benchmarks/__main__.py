@@ -1,0 +1,60 @@
+"""What can be measured and checked, and how: python -m benchmarks [--quick]"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from benchmarks import models, oracle
+
+TEXT = """\
+Speed, each a command of its own; --record writes its table into benchmarks/RESULTS.md:
+
+  python -m benchmarks.latency [--models NAME ...] [--threads 1,2] [--rounds N] [--record]
+      one inference beside onnxruntime, model by model; everything takes about {minutes} minutes here
+  python -m benchmarks.loading [--model PATH] [--record]
+      from a file to a model: empty cache, second process, onnxruntime's session
+  python -m benchmarks.overhead [--record]
+      what a call and a further kernel cost; that a run keeps no memory
+  python -m benchmarks.profile NAME|PATH [--threads N] [--top K] [--peer]
+      where a model's time goes, kernel by kernel, with loop programs; --peer: onnxruntime's profile
+  python -m benchmarks.contract
+      the multiply-add micro-kernels beside the processor's limit
+  python -m benchmarks.demo [MODEL]
+      one model from end to end, with and without stitching
+
+Right or wrong:
+
+  python -m benchmarks.models [NAME ...]    whole models against references
+  python -m benchmarks.nodes                ONNX's own suite, operator by operator
+  python -m benchmarks.oracle [NAME ...]    numpy on the primitives against stored outputs
+  python -m benchmarks.ulp [NAME ...]       the math library's largest errors
+
+How it is measured: docs/benchmarks.md. Results so far: benchmarks/RESULTS.md.
+"""
+
+
+def main() -> int:
+    names = models.names()
+    counted = {c: [n for k, n in names if k == c] for c in ("shared", "light", "exports")}
+    print(TEXT.format(minutes=max(1, round(0.4 * len(names)))))
+    print("Models found:")
+    for collection, found in counted.items():
+        print(f"  {collection:8} {' '.join(found) or 'none'}")
+    if oracle.folder() is None:
+        print("  ONNX_MODELS names the folder of real models with references")
+    if models.exports() is None:
+        print("  `make exports` makes the large architectures, or ONNX_EXPORTS names their folder")
+    if "--quick" not in sys.argv[1:]:
+        return 0
+    print("\nA quick selection: python -m benchmarks.latency --quick; python -m benchmarks.overhead\n", flush=True)
+    codes = [
+        subprocess.run([sys.executable, "-m", *command], cwd=models.ROOT, check=False).returncode
+        for command in (["benchmarks.latency", "--quick"], ["benchmarks.overhead"])
+    ]
+    print("\nAll of it, and what else there is: python -m benchmarks")
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The command `stitch`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from benchmarks import architectures
+from stitch import cli, knobs
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("cli") / "block.onnx"
+    onnx.save(architectures.encoder("block", layers=1, width=32, heads=2, vocabulary=50, positions=32), path)
+    return str(path)
+
+
+def test_explain(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", model, "--size", "batch=2", "--size", "seq=7"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("at batch=2, seq=7\n")
+    assert "LayerNormalization" in shown
+    assert cli.main(["explain", model, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["symbols"] == ["batch", "seq"]
+    assert cli.main(["explain", model, "--kernel", "k0"]) == 0
+    assert capsys.readouterr().out.startswith("kernel k0: ")
+
+
+def test_compile_fills_the_cache(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with knobs.using(cache_dir=tmp_path):
+        assert cli.main(["compile", model]) == 0
+    assert f"loaded from {tmp_path} in " in capsys.readouterr().out
+    assert list(tmp_path.rglob("*.artifact"))
+    assert cli.main(["compile", model, "--no-cache", "--target", "avx2"]) == 0
+    shown = capsys.readouterr().out
+    assert "loaded from" not in shown
+    assert "/256/" in shown
+
+
+def test_run(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", model, "--size", "seq=5", "--runs", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "in   input_ids: int64[1, 5]"
+    assert lines[2].startswith("out  last_hidden_state: float32[1, 5, 32]  from ")
+    assert lines[3].endswith("the median of 2")
+
+
+def test_show(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for stage, begin in (("graph", "graph block\n"), ("schedule", "kernel k0: "), ("loops", "k0:\nprogram kernel(")):
+        assert cli.main(["show", model, stage, "--target", "avx2"]) == 0
+        assert capsys.readouterr().out.startswith(begin)
+
+
+def test_operators(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["operators"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "Where  9" in lines
+    assert lines[-1].startswith(f"{len(lines) - 1} operators")
+
+
+def test_knobs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["knobs"]) == 0
+    assert capsys.readouterr().out.strip() == knobs.describe()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["explain", "nowhere.onnx"], "nowhere.onnx"),
+        (["explain", "pyproject.toml"], "is not an ONNX file"),
+        (["explain", "MODEL", "--size", "sequence=3"], "no symbol 'sequence'; its symbols are 'batch', 'seq'"),
+        (["explain", "MODEL", "--kernel", "k99"], "no kernel 'k99'"),
+        (["run", "MODEL", "--size", "sequence=3"], "no symbol 'sequence'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    arguments: list[str],
+    complaint: str,
+    model: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.main([model if a == "MODEL" else a for a in arguments]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("stitch: ")
+    assert complaint in shown.err
+    assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "required: COMMAND"),
+        (["run", "m", "--size", "batch"], "'batch' is not like batch=2"),
+        (["compile", "m", "--target", "nothing"], "there is no target 'nothing'"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_as_a_module_and_into_a_closed_pipe() -> None:
+    found = subprocess.run(
+        f"{sys.executable} -m stitch operators | head -1",
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout == "Abs  1\n"
+    assert found.stderr == ""

@@ -1,0 +1,234 @@
+"""What the stitcher decides: clusters without cycles, kernels, phases, and where values live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stitch import dims, dtypes
+from stitch.evaluate import evaluate
+from stitch.graph import Builder
+from stitch.knobs import Scheme
+from stitch.simplify import simplify
+from stitch.stitching import clusters
+from stitch.stitching.schedule import Kernel, Placement, Stitched
+from stitch.stitching.stitch import materialise
+from stitch.stitching.trace import Flow
+from tests import hand_graphs, pipeline
+from tests.graphs import Case, graphs
+
+N = dims.symbol("n")
+
+
+def cut(name: str, schemes: Sequence[Scheme] = pipeline.SCHEMES[-1], budget: int = pipeline.BUDGET) -> Stitched:
+    return pipeline.cut(hand_graphs.graph(name), schemes, budget)
+
+
+def count(kernel: Kernel, placement: Placement) -> int:
+    return list(kernel.placements.values()).count(placement)
+
+
+# ------------------------------------------------------------------ properties
+
+
+@settings(max_examples=60)
+@given(graphs(exact=False), st.booleans(), st.booleans())
+def test_clusters_never_form_a_cycle(case: Case, memory_bound: bool, epilogues: bool) -> None:
+    graph = materialise(simplify(case.graph))
+    stops = {v for n in graph.nodes if n.prim in ("scatter", "host") for v in n.inputs} | set(graph.outputs)
+    flow = Flow(graph, stops)
+    found = clusters.grow(flow, memory_bound, epilogues)
+    done: set[int] = set()
+    seen = []
+    for members in found.sorted():  # asserts that there is an order
+        home = {found.of[n] for n in members}
+        assert len(home) == 1
+        assert found.before[min(home)] <= done
+        done |= home
+        seen += members
+    assert len(seen) == len(set(seen)) == len([n for n in graph.nodes if flow.is_computed(n)])
+    # The edges that it keeps while merging are those of the graph.
+    for n in found.nodes:
+        for e in flow.reads(n):
+            p = flow.producer.get(e.value)
+            if p in found.of and found.of[p] != found.of[n]:
+                assert found.of[p] in found.before[found.of[n]]
+                assert found.of[n] in found.after[found.of[p]]
+
+
+@settings(max_examples=60)
+@given(graphs(exact=False), st.sampled_from(pipeline.SCHEMES), st.sampled_from([0, 64, pipeline.BUDGET]))
+def test_every_cut_is_sound(case: Case, schemes: tuple[Scheme, ...], budget: int) -> None:
+    stitched = pipeline.cut(case.graph, schemes, budget)  # checked there
+    for kernel in stitched.kernels:
+        if "global" not in schemes:
+            assert len(kernel.phases) <= 1
+        for phase in kernel.phases:
+            if "regional" not in schemes and phase.contraction is None:
+                assert len(phase.groups) == 1
+            for g in phase.groups:
+                assert (
+                    set(phase.parallel) - {a for a in phase.parallel if a.extent == 1} <= set(g.axes)
+                    or len(phase.groups) == 1
+                )
+                for r in g.roots:
+                    inside = {a for i in r.store for a in i.axes()} - set(phase.parallel)
+                    if kernel.placements[r.value] == "register":
+                        assert not inside, "a register holds one number"
+                    if kernel.placements[r.value] == "tile":
+                        readers = [x for h in kernel.groups for x in h.accesses if x.value is r.value]
+                        here = [x for h in phase.groups for x in h.accesses if x.value is r.value]
+                        assert len(readers) == len(here), "a tile is read in its own phase only"
+
+
+def test_a_cut_out_of_order_is_found() -> None:
+    stitched = cut("attention")
+    with pytest.raises(AssertionError, match="before they are written"):
+        replace(stitched, kernels=stitched.kernels[::-1]).check()
+    with pytest.raises(AssertionError, match="again"):
+        replace(stitched, kernels=(*stitched.kernels, stitched.kernels[-1])).check()
+    with pytest.raises(AssertionError, match="not written"):
+        replace(stitched, kernels=stitched.kernels[:-1]).check()
+
+
+def test_a_path_that_leaves_and_comes_back_keeps_clusters_apart() -> None:
+    """x feeds a matmul and, with its result, an addition: the three cannot be one kernel."""
+    b = Builder()
+    x = b.unary("exp", b.input("x", dtypes.FLOAT32, (N, 8)))
+    turned = b.contract(x, b.const(np.ones((8, 8), np.float32)), [0, 1], [1, 2], [0, 2])
+    y = b.add(b.reduce("reduce_sum", turned, [1]), b.reduce("reduce_sum", x, [1]))
+    place = {n.prim: k for k, kernel in enumerate(pipeline.cut(b.finish({"y": y})).kernels) for n in kernel.nodes}
+    assert place["exp"] < place["contract"] < place["add"]
+
+
+# ------------------------------------------------------------------ structure
+
+STRUCTURE: dict[str, list[tuple[int, ...]]] = {
+    # of each kernel: phases, registers, tiles, buffers
+    "softmax": [(1, 2, 1, 1)],
+    "softmax_over_columns": [(1, 2, 1, 1)],
+    "layer_norm_gelu": [(1, 4, 2, 1)],
+    "rms_norm": [(1, 2, 0, 1)],
+    "group_norm": [(1, 4, 1, 1)],
+    "two_axes": [(2, 7, 2, 3)],
+    "full_reduction": [(1, 0, 0, 1)],
+    "batch_norm": [(1, 0, 0, 1)],
+    "movement_chain": [(1, 0, 0, 1)],
+    "linear_gelu": [(1, 0, 1, 1)],
+    "pad_pool": [(1, 0, 0, 1)],
+    "embedding": [(1, 3, 1, 1)],
+    "concat": [(3, 0, 0, 2)],
+    "residual": [(1, 3, 1, 1), (1, 0, 1, 1), (1, 0, 1, 1)],
+    "attention": [(1, 0, 1, 1), (1, 2, 1, 1), (1, 0, 0, 1)],
+    "scatter": [(1, 0, 0, 1), (0, 0, 0, 0), (1, 0, 0, 1)],
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURE)
+def test_structure(name: str) -> None:
+    """Kernels, phases, placements. Fewer would be progress: then change the numbers here."""
+    found = [(len(k.phases), count(k, "register"), count(k, "tile"), count(k, "buffer")) for k in cut(name).kernels]
+    wanted = STRUCTURE[name]
+    assert [f[0] for f in found] == [w[0] for w in wanted], "phases of each kernel"
+    assert [f[3] for f in found] == [w[3] for w in wanted], "buffers of each kernel"
+    assert found == wanted
+
+
+@pytest.mark.parametrize("name", ["softmax", "layer_norm_gelu", "rms_norm", "group_norm", "batch_norm", "embedding"])
+def test_rows_are_parallel(name: str) -> None:
+    """Every task is a row: the batch is a parallel axis, and nothing of a row leaves its task but the result."""
+    (kernel,) = cut(name).kernels
+    assert dims.symbol("n") in [a.extent for a in kernel.phases[0].parallel]
+    assert kernel.writes() == cut(name).graph.outputs or len(kernel.writes()) == 1
+
+
+def test_movement_is_no_kernel() -> None:
+    (kernel,) = cut("movement_chain").kernels
+    (group,) = kernel.groups
+    (access,) = group.accesses
+    assert access.value.name == "x"
+    assert not kernel.placements.keys() - {r.value for r in group.roots}
+
+
+def test_an_epilogue_reads_the_tile() -> None:
+    for name in ("linear_gelu", "residual"):
+        for kernel in cut(name).kernels:
+            for phase in kernel.phases:
+                if phase.contraction is not None:
+                    assert kernel.placements[phase.contraction.node.output] == "tile"
+                    assert len({n.prim for n in kernel.nodes}) > 1
+
+
+def test_a_concat_is_written_in_pieces() -> None:
+    kernel = cut("concat").kernels[0]
+    pieces = [r for g in kernel.groups for r in g.roots if r.is_piece]
+    assert [r.value.shape for r in pieces] == [(N, 27)] * 3
+    assert sorted(str(r.store[1].offset) for r in pieces) == ["0", "10", "17"]
+
+
+def test_the_transcendental_of_softmax_is_computed_once() -> None:
+    (kernel,) = cut("softmax").kernels
+    exps = [r for g in kernel.groups for r in g.roots if r.value.name.startswith("exp")]
+    assert len(exps) == 1
+    readers = [g for g in kernel.groups if any(n.prim == "exp" for n in g.nodes)]
+    assert len(readers) == 1, "exp is evaluated in one group only"
+
+
+# ------------------------------------------------------------------ schemes and budgets
+
+
+def test_schemes_can_be_forced() -> None:
+    for name in ("softmax", "layer_norm_gelu", "two_axes", "group_norm", "linear_gelu"):
+        kernels = {schemes: len(cut(name, schemes).kernels) for schemes in pipeline.SCHEMES}
+        assert kernels[("independent",)] > kernels[pipeline.SCHEMES[-1]]
+        assert kernels[("independent",)] >= kernels[("independent", "local")]
+        assert kernels[("independent", "local")] >= kernels[("independent", "local", "regional")]
+    # Without the global scheme the two normalisations are kernels of their own; with it, phases of one.
+    assert [len(k.phases) for k in cut("two_axes", ("independent", "local", "regional")).kernels] == [1, 1]
+    assert [len(k.phases) for k in cut("two_axes").kernels] == [2]
+    # Without the regional scheme nothing is in a tile or register but contractions' results.
+    for name in ("softmax", "layer_norm_gelu", "two_axes"):
+        for kernel in cut(name, ("independent", "local", "global")).kernels:
+            assert set(kernel.placements.values()) == {"buffer"}
+    # Without the local scheme a matmul has no epilogue.
+    alone = cut("linear_gelu", ("independent", "regional", "global")).kernels
+    assert [n.prim for n in alone[0].nodes] == ["contract"]
+
+
+def test_a_small_budget_demotes_the_largest_tiles_first() -> None:
+    b = Builder()
+    x = b.input("x", dtypes.FLOAT32, (N, 100))
+    e = b.unary("exp", b.sub(x, b.reduce("reduce_max", x, [-1], True)))
+    half = b.cast(b.unary("tanh", e), dtypes.FLOAT16)
+    total = b.reduce("reduce_sum", b.cast(half, dtypes.FLOAT32), [-1], True)
+    graph = b.finish(
+        {"y": b.div(b.add(e, b.cast(half, dtypes.FLOAT32)), b.add(b.reduce("reduce_sum", e, [-1], True), total))}
+    )
+    sizes = {}
+    for budget in (1000, 599, 100):
+        (kernel,) = pipeline.cut(graph, budget=budget).kernels
+        tiles = [v for v, p in kernel.placements.items() if p == "tile"]
+        sizes[budget] = sum(100 * v.dtype.itemsize for v in tiles)
+        assert sizes[budget] <= budget
+        assert ("over-budget" in kernel.reasons) == (budget < 1000 and bool(sizes[1000] > budget))
+    assert sizes[1000] >= sizes[599] >= sizes[100]
+    assert sizes[1000] > 0
+
+
+@pytest.mark.parametrize("name", hand_graphs.GRAPHS)
+def test_results(name: str) -> None:
+    """Every scheme set and a tiny budget, two sizes from one compilation each, against numpy."""
+    graph = hand_graphs.graph(name)
+    cases = [hand_graphs.feeds(name, n, s) for n, s in [(5, 7), (1, 1), (18, 33)]]
+    wanted = [evaluate(graph, feeds) for feeds in cases]
+    for schemes, budget in [*((s, pipeline.BUDGET) for s in pipeline.SCHEMES), (pipeline.SCHEMES[-1], 64)]:
+        artifact = pipeline.compile(graph, schemes, budget)
+        for feeds, want in zip(cases, wanted, strict=True):
+            for got, w in zip(pipeline.run(artifact, feeds, 2), want, strict=True):
+                scale = float(np.abs(w).max(initial=1e-3))
+                np.testing.assert_allclose(got, w, rtol=2e-5, atol=2e-5 * scale, err_msg=f"{schemes} {budget}")
