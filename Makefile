@@ -15,7 +15,7 @@ EXPORTING := .venv-exports/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench exports exporter nodes models clean
+.PHONY: help demo test fuzz lint bench exports exporter nodes models clean
 
 help:  ## print this list
 	@echo "usage: make TARGET"
@@ -26,6 +26,9 @@ demo: $(READY) $(EXTRAS)  ## compile a model, run it, show what was stitched: ma
 
 test: $(READY)  ## run the tests: make test [JOBS=n]
 	$(PY) -m pytest -n $(JOBS) --dist loadfile
+
+fuzz: $(READY)  ## random graphs and kernels, fifty times as many as the tests try
+	$(PY) -m pytest -n $(JOBS) --hypothesis-profile=fuzz tests/test_random_graphs.py tests/test_stitching.py
 
 lint: $(READY)  ## ruff and mypy --strict
 	@failed=0; $(PY) -m ruff check || failed=1; $(PY) -m mypy || failed=1; exit $$failed

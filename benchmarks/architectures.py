@@ -3,6 +3,9 @@
     distilbert()     6 layers of 768, 12 heads, 66 million parameters; symbolic batch and seq
     bert_base()      12 layers
     mobilenet()      convolutions, depthwise convolutions, ReLU6, a classifier; symbolic batch
+    norm_gelu()      layer norm and GELU over rows of 768, for looking at
+
+    python -m benchmarks.architectures NAME FILE      writes one of them
 
 Nodes are those that exporters write: GELU as its five operators, shapes computed from shapes. Weights are random but
 seeded, scaled so that values keep their size from layer to layer; gains and biases are not 1 and 0, so that an answer
@@ -11,7 +14,10 @@ computed without one of them is wrong, and visibly so.
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,8 +201,28 @@ def _relu6(w: _Writer, x: str) -> str:
     return w.node("Clip", x, w.const(0.0), w.const(6.0))
 
 
-MODELS = {"distilbert": distilbert, "bert_base": bert_base, "mobilenet": mobilenet}
+def norm_gelu() -> onnx.ModelProto:
+    w = _Writer(seed=0)
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows", 768]) for n in "xy")
+    return w.model("norm_gelu", [x], [(gelu(w, _layer_norm(w, "x", 768)), y)])
+
+
+MODELS = {"distilbert": distilbert, "bert_base": bert_base, "mobilenet": mobilenet, "norm_gelu": norm_gelu}
 
 
 def parameters(model: onnx.ModelProto) -> int:
     return sum(int(np.prod(t.dims)) for t in model.graph.initializer)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.architectures")
+    parser.add_argument("name", choices=MODELS)
+    parser.add_argument("file", type=Path)
+    args = parser.parse_args()
+    args.file.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(MODELS[args.name](), args.file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

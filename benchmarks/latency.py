@@ -40,7 +40,10 @@ from benchmarks import models, oracle, results
 ENGINES = ("stitch", "onnxruntime")
 SLICE_S = 0.15  # per engine and round, at least MIN_RUNS
 MIN_RUNS = 3
-QUICK = ("mnist_cntk", "yunet_n_dyn", "magika_v3_3", "vespa_transformer", "light_squeezenet", "mobilenet_v2")
+QUICK = (
+    *("mnist_cntk", "yunet_n_dyn", "magika_v3_3", "vespa_transformer"),
+    *("light_squeezenet", "light_shufflenet", "mobilenet_v2"),
+)
 
 Feed = dict[str, np.ndarray]
 

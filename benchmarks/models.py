@@ -78,7 +78,8 @@ def make_feed(spec: dict[str, Any], sizes: dict[str, int], seed: int = SEED) -> 
                 a = np.full(shape, rule["value"])
             case "arange":
                 along = [shape[k] if k == rule["axis"] else 1 for k in range(len(shape))]
-                a = np.broadcast_to(np.arange(shape[rule["axis"]]).reshape(along) + evaluate(rule["start"], sizes), shape)
+                counted = np.arange(shape[rule["axis"]]).reshape(along)
+                a = np.broadcast_to(counted + evaluate(rule["start"], sizes), shape)
             case other:
                 raise ValueError(f"unknown rule {other!r}")
         feed[i["name"]] = np.ascontiguousarray(a, dtype=i["dtype"])
@@ -164,10 +165,14 @@ def _check_light(name: str) -> Iterator[tuple[str, float]]:
     got = model.run(None, feed)
     if stored:
         # The references are onnx's; its own runner allows 1e-3.
-        errors = [float(np.abs(g - w).max()) / (1e-3 * float(np.abs(w).max())) for g, w in zip(got, map(read, stored), strict=True)]
+        errors = [
+            float(np.abs(g - w).max()) / (1e-3 * float(np.abs(w).max()))
+            for g, w in zip(got, map(read, stored), strict=True)
+        ]
         yield "stored reference", max(errors)
     want = _peer(path).run(None, feed)
-    yield "onnxruntime", max(float(np.abs(g - w).max()) / (1e-4 * float(np.abs(w).max())) for g, w in zip(got, want, strict=True))
+    errors = [float(np.abs(g - w).max()) / (1e-4 * float(np.abs(w).max())) for g, w in zip(got, want, strict=True)]
+    yield "onnxruntime", max(errors)
 
 
 def _peer(path: Path) -> Any:

@@ -47,11 +47,14 @@ def optimize(
     cache    keep and reuse compiled code on disk
     shapes   by input name, replaces dims: an int fixes one, a string names it, None leaves it open
 
-    Raises UnsupportedOperator and InvalidModel of `stitch.errors`; OSError if the file cannot be read.
+    Raises UnsupportedOperator and InvalidModel of `stitch.errors`.
     """
     machine = _target(target)
     store = Cache(knobs.current().cache_dir if cache else None, knobs.current().cache_bytes)
-    key = _key(model, machine, shapes, store) if store.directory is not None else ""
+    try:
+        key = _key(model, machine, shapes, store) if store.directory is not None else ""
+    except OSError:
+        key = ""  # no such file, say: the importer tells
     artifact = store.load(key) if key else None
     if artifact is None or not _external_unchanged(artifact):
         from stitch.compiler import compile

@@ -180,8 +180,8 @@ def _operators(args: argparse.Namespace) -> None:
     found = registry.names()
     for domain, name, opsets in found:
         print(f"{domain + '.' if domain else ''}{name}  {', '.join(map(str, opsets))}")
-    print(f"{len(found)} operators, each with the opsets in which its meaning changed; other operators of ONNX are "
-          "supported where ONNX defines them by these")  # fmt: skip
+    print(f"{len(found)} operators, each with the opsets from which on it is written anew; others are supported where")
+    print("ONNX defines them by these, or the model brings a function for them")
 
 
 def _knobs(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from stitch import importer, knobs, report
@@ -21,7 +22,9 @@ def compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str 
     """Raises UnsupportedOperator or InvalidModel."""
     debug = knobs.current().debug
     with _stage("import", debug):
-        imported = importer.load(model, shapes)
+        opened: list[Path] = []
+        imported = importer.load(model, shapes, opened)
+        external = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in opened]
     with _stage("simplify", debug):
         graph = simplify(imported)
     with _stage("stitch", debug):
@@ -29,7 +32,7 @@ def compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str 
     if debug >= 2:
         print(render(stitched), file=sys.stderr)
     with _stage("assemble", debug):
-        explained = report.describe(stitched, imported, knobs.current().schemes)
+        explained = report.describe(stitched, imported, knobs.current().schemes) | {"external": external}
         return assemble.assemble(stitched, target, lambda text: machine.compile(text, target), explained)
 
 

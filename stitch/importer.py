@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -69,12 +70,17 @@ _FOLDABLE = 1 << 20  # elements: larger values are not computed for an operator 
 _DEPTH = 64  # functions and branches inside each other
 
 
-def load(model: Model, shapes: Shapes | None = None) -> Graph:
+def load(model: Model, shapes: Shapes | None = None, opened: list[Path] | None = None) -> Graph:
     """The graph of a model. `shapes` replaces the shapes of inputs by name; None in one is an unknown extent.
+    `opened` receives the paths of the files with external data.
 
     Raises InvalidModel for what is no correct model, UnsupportedOperator for what is one but cannot be compiled.
     """
-    return _Importer(Source.open(model)).graph(shapes or {})
+    source = Source.open(model)
+    graph = _Importer(source).graph(shapes or {})
+    if opened is not None:
+        opened += source.folder.opened
+    return graph
 
 
 # ------------------------------------------------------------------ nodes

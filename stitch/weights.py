@@ -58,6 +58,12 @@ class Folder:
         self._root = path.resolve() if path is not None else None
         self._files: dict[str, memoryview] = {}
 
+    @property
+    def opened(self) -> tuple[Path, ...]:
+        """The files that were needed so far."""
+        assert self._root is not None or not self._files
+        return tuple((self._root or Path()) / location for location in self._files)
+
     def read(self, entries: dict[str, str], size: int, what: str) -> Buffer:
         """The `size` bytes that a tensor's external_data entries speak of. Raises InvalidModel."""
         file = self._file(entries.get("location", ""), what)

@@ -55,7 +55,8 @@ def _convolve(b: Builder, x: Value, channels: int, size: int, seed: int = 0) -> 
 
 def _weights_array(channels: int, c: int, size: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, channels, c, size])
-    return (rng.standard_normal((channels, c, size, size)) / np.sqrt(c * size * size)).astype(np.float32)
+    weights: np.ndarray = rng.standard_normal((channels, c, size, size)) / np.sqrt(c * size * size)
+    return weights.astype(np.float32)
 
 
 def softmax(b: Builder) -> Value:

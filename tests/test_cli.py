@@ -63,7 +63,7 @@ def test_operators(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["operators"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "Where  9" in lines
-    assert lines[-1].startswith(f"{len(lines) - 1} operators")
+    assert lines[-2].startswith(f"{len(lines) - 2} operators")
 
 
 def test_knobs(capsys: pytest.CaptureFixture[str]) -> None:

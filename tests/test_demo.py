@@ -27,7 +27,8 @@ def block(tmp_path: Path) -> str:
 def test_architectures_are_valid_and_not_flat(name: str) -> None:
     if name == "encoder":
         model = architectures.encoder("tiny", layers=2, width=32, heads=2, vocabulary=50, positions=32)
-        feeds: demo.Feeds = {"input_ids": np.arange(14).reshape(2, 7), "attention_mask": np.tril(np.ones((2, 7), np.int64), 4)}
+        mask = np.tril(np.ones((2, 7), np.int64), 4)
+        feeds: demo.Feeds = {"input_ids": np.arange(14).reshape(2, 7), "attention_mask": mask}
     else:
         model = architectures.mobilenet(size=32, stem=8, blocks=((1, 8, 1, 1), (2, 8, 2, 2)), head=16, classes=10)
         feeds = {"image": np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)}

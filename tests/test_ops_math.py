@@ -160,7 +160,9 @@ SYMBOLIC: list[tuple[str, list[tuple[int | str, ...]], dict[str, Any], Callable[
 
 
 @pytest.mark.parametrize("sizes", [{"a": 2, "b": 4, "c": 3}, {"a": 5, "b": 8, "c": 1}], ids=["small", "other"])
-@pytest.mark.parametrize(("operator", "shapes", "options", "formula"), SYMBOLIC, ids=lambda v: getattr(v, "__name__", str(v)[:24]))
+@pytest.mark.parametrize(
+    ("operator", "shapes", "options", "formula"), SYMBOLIC, ids=lambda v: getattr(v, "__name__", str(v)[:24])
+)
 def test_symbolic_shapes(
     operator: str, shapes: list[tuple[int | str, ...]], options: dict[str, Any], formula: Callable[..., Any],
     sizes: dict[str, int],

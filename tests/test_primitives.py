@@ -41,10 +41,28 @@ def vector(dtype: np.dtype, seed: int) -> Array:
         special += [-1, -2, -3, -8] if info.min else []
         ordinary = rng.integers(max(info.min, -100), min(info.max, 100), COUNT - 3 * len(special)).tolist()
         return rng.permutation(np.array([*(3 * special), *ordinary], dtype))
-    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1, -1, 0.5, -0.5, 1.5, -1.5, 2.5, 2, -2, 3, 2**-14, 60000.0]
-    ordinary = rng.standard_normal(COUNT - 6 * len(special) - 60) * 3
+    points: list[float] = [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        1,
+        -1,
+        0.5,
+        -0.5,
+        1.5,
+        -1.5,
+        2.5,
+        2,
+        -2,
+        3,
+        2**-14,
+        60000.0,
+    ]
+    ordinary = rng.standard_normal(COUNT - 6 * len(points) - 60) * 3
     wide = np.exp(rng.uniform(-9, 9, 60)) * rng.choice([-1, 1], 60)
-    return rng.permutation(np.array([*(6 * special), *ordinary, *wide]).astype(dtype))
+    return rng.permutation(np.array([*(6 * points), *ordinary, *wide]).astype(dtype))
 
 
 def operands(name: str, dtype: np.dtype) -> list[Array]:
@@ -232,6 +250,10 @@ def _sigmoid(x: float) -> float:
     return float(1 / (1 + mpmath.exp(-x))) if math.isfinite(x) else math.nan if x != x else float(x > 0)
 
 
+def _whole_power(a: int, b: int) -> int:
+    return pow(a, b, 1 << 64) if b >= 0 else 0
+
+
 def _extreme(pick: Callable[..., Number]) -> Callable[..., Number]:
     return lambda a, b: a if a != a else b if b != b else pick(a, b)
 
@@ -257,7 +279,8 @@ FLOATS: Mapping[str, Callable[..., Number]] = {
 INTEGERS: Mapping[str, Callable[..., Number]] = {
     "neg": lambda x: -x, "abs": abs, "sign": _sign, "not": lambda x: ~x,
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": _truncate,
-    "mod": lambda a, b: a % b if b else 0, "fmod": lambda a, b: a - b * _truncate(a, b) if b else 0, "pow": lambda a, b: pow(a, b, 1 << 64) if b >= 0 else 0,
+    "mod": lambda a, b: a % b if b else 0, "fmod": lambda a, b: a - b * _truncate(a, b) if b else 0,
+    "pow": _whole_power,
     "min": min, "max": max, "and": lambda a, b: a & b, "or": lambda a, b: a | b, "xor": lambda a, b: a ^ b,
     "shl": lambda a, n: a << n, "shr": lambda a, n: a >> n,
 }  # fmt: skip
@@ -317,7 +340,7 @@ def ulps(got: Array, want: Array, dtype: np.dtype) -> Array:
     a number. Infinity counts as what would follow the largest number."""
     import ml_dtypes
 
-    info: Any = ml_dtypes.finfo(dtype)
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     top = 2.0**info.maxexp if dtype != dtypes.FLOAT64 else math.inf
     x, y = (np.clip(a.astype(np.float64), -top, top) for a in (got, want))
     exponent = np.frexp(np.where(np.isfinite(y), y, 1))[1] - 1
@@ -359,7 +382,8 @@ def native_results(dtype: np.dtype) -> dict[str, Array]:
     """Every elementwise primitive of a dtype, but for casts, compiled into one model."""
     names = [n for n in ELEMENTWISE if n not in CASTS and dtype in PRIMITIVES[n].domain]
     b = Builder("all")
-    outputs, feeds = {}, {}
+    outputs: dict[str, Value] = {}
+    feeds: dict[str, Array] = {}
     for name in names:
         xs = operands(name, dtype)
         values = [b.input(f"{name}.{k}", x.dtype, (dims.symbol("n"),)) for k, x in enumerate(xs)]
@@ -603,7 +627,10 @@ def pulled(
 def movements(draw: Callable[[st.SearchStrategy[Any]], Any]) -> tuple[str, dict[str, Any], tuple[int, ...]]:
     shape = tuple(draw(st.lists(st.sampled_from([0, 1, 2, 3, 5, 6]), max_size=4)))
     name = draw(st.sampled_from(["transpose", "broadcast", "slice", "pad", "reshape", "window"]))
-    pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
+
+    def pick(*options: Any) -> Any:
+        return draw(st.sampled_from(options))
+
     match name:
         case "transpose":
             return name, {"perm": tuple(draw(st.permutations(range(len(shape)))))}, shape
@@ -680,12 +707,18 @@ def test_concat_gather_scatter_iota_and_contract() -> None:
     i, j = np.array([[0, 1], [9, -4]]), np.array([[3, 0], [2, 1]])  # out of range: the nearest that exists
     picked = meaning("gather", x, i, j, axes=(0, 2))
     assert picked.shape == tuple(PRIMITIVES["gather"].shape({"axes": (0, 2)}, x.shape, i.shape, j.shape)) == (2, 2, 3)
-    assert all(picked[p].tolist() == x[min(max(i[p], 0), 1), :, j[p]].tolist() for p in np.ndindex(2, 2))
+    assert all(picked[p].tolist() == x[min(max(int(i[p]), 0), 1), :, int(j[p])].tolist() for p in np.ndindex(2, 2))
     assert meaning("gather", x[:0], i, axes=(0,)).shape == (2, 2, 3, 4)
 
     where, updates = np.array([1, 0, 1, 7]), np.array([[5] * 4, [6] * 4, [7] * 4, [8] * 4])
     data = rng.integers(0, 9, (2, 4))
-    fold_ = {"none": lambda a, b: b, "add": lambda a, b: a + b, "mul": lambda a, b: a * b, "max": max, "min": min}
+    fold_: dict[str, Callable[..., Any]] = {
+        "none": lambda a, b: b,
+        "add": lambda a, b: a + b,
+        "mul": lambda a, b: a * b,
+        "max": max,
+        "min": min,
+    }
     for op, fn in fold_.items():
         want = data.tolist()
         for row, u in zip(where.tolist(), updates.tolist(), strict=True):
@@ -711,6 +744,8 @@ def test_identity_of_rank_zero() -> None:
     made["sum"] = b.reduce("reduce_sum", made["wide"], [0, 1])
     graph = b.finish(made)
     for got, want in zip(
-        pipeline.native(graph, {"x": np.float32(3)}), evaluate(graph, {"x": np.float32(3)}), strict=True
-    ):  # type: ignore[dict-item]
+        pipeline.native(graph, {"x": np.array(3, np.float32)}),
+        evaluate(graph, {"x": np.array(3, np.float32)}),
+        strict=True,
+    ):
         np.testing.assert_array_equal(got, want, strict=True)
