@@ -60,39 +60,6 @@ def main_tiles(target: Target, dtype: np.dtype) -> tuple[tuple[int, int], ...]:
     return fitting or tuple(tile for tile in SMALL if fits(target, dtype, *tile))[:1]
 
 
-def choose_tile(
-    target: Target, dtype: np.dtype, rows: int, columns: int, row_bytes: int | None = None
-) -> tuple[int, int]:
-    """The main tile that wastes least on a C of rows x columns.
-
-    `row_bytes` is the distance between rows of A that are read in place: 14 rows a multiple of 4 KB apart want 14
-    lines of one L1 set, which has 8, and three quarters of the peak is left.
-    """
-    lanes = target.lanes(dtype)
-
-    def cost(tile: tuple[int, int]) -> float:
-        shapes = tile_shapes(target, dtype, tile)
-        heights = _pieces(rows, sorted({height for height, _ in shapes}, reverse=True))
-        widths = _pieces(-(-columns // lanes), sorted({width for _, width in shapes}, reverse=True))
-        total = sum(
-            many * times * height * width / efficiency(target, dtype, height, width)
-            for height, many in heights
-            for width, times in widths
-        )
-        return total / 0.75 if tile[0] > WAYS and row_bytes and row_bytes % ALIAS == 0 else total
-
-    return min(main_tiles(target, dtype), key=cost)
-
-
-def _pieces(extent: int, sizes: list[int]) -> list[tuple[int, int]]:
-    """How often each size, largest first, goes into what the ones before it leave."""
-    found = []
-    for size in sizes:
-        found.append((size, extent // size))
-        extent %= size
-    return found
-
-
 def tile_shapes(target: Target, dtype: np.dtype, main: tuple[int, int] | None = None) -> tuple[tuple[int, int], ...]:
     """The main tile, then those for what remains at the edges: fewer rows by halves, and then fewer vectors."""
     rows, vectors = main or main_tiles(target, dtype)[0]

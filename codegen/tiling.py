@@ -131,7 +131,7 @@ def choose(rows: Dim, columns: Dim, row_stride: Dim, target: Target, dtype: np.d
     lanes = target.lanes(dtype)
     aliased = isinstance(row_stride, int) and row_stride and row_stride * dtype.itemsize % ALIAS == 0
 
-    def price(shape: tuple[int, int]) -> float:
+    def price(shape: tuple[int, int]) -> tuple[float, int]:
         height, vectors = shape
         panels = -(-n // (vectors * lanes)) * vectors
         full, rest = divmod(m, height)
@@ -140,7 +140,7 @@ def choose(rows: Dim, columns: Dim, row_stride: Dim, target: Target, dtype: np.d
             height = height // 2
             total += rest // height * height / efficiency(target, dtype, height, vectors)
             rest %= height
-        return total * panels * (4 / 3 if aliased and shape[0] > WAYS else 1)
+        return total * panels * (4 / 3 if aliased and shape[0] > WAYS else 1), panels
 
     shapes = {(h, v) for t in main_tiles(target, dtype) for h in range(1, t[0] + 1) for v in range(1, t[1] + 1)}
     known = isinstance(rows, int)

@@ -14,7 +14,6 @@ import pytest
 from stitch import dtypes
 from stitch.codegen.contract import (
     TYPES,
-    choose_tile,
     efficiency,
     emit_micro_kernel,
     fits,
@@ -22,6 +21,7 @@ from stitch.codegen.contract import (
     reference,
     tile_shapes,
 )
+from stitch.codegen.tiling import choose
 from stitch.target import NAMES, Target, from_host, parse
 
 Array = npt.NDArray[Any]
@@ -207,10 +207,12 @@ def test_tiles(name: str, dtype_name: str) -> None:
 
 def test_choice_of_a_tile() -> None:
     target = parse("avx512")
-    assert choose_tile(target, dtypes.FLOAT32, 128, 768) == (8, 3)
-    assert choose_tile(target, dtypes.FLOAT32, 56, 64) == (14, 2)
-    assert choose_tile(target, dtypes.FLOAT32, 56, 64, row_bytes=12288) != (14, 2)
-    assert choose_tile(target, dtypes.FLOAT32, 6, 64) == (6, 4)
+    for rows, columns, stride in ((128, 768, 768), (56, 64, 64), (7, 512, 512), (6, 64, 64), (1, 32, 32)):
+        height, vectors = choose(rows, columns, stride, target, dtypes.FLOAT32)
+        assert fits(target, dtypes.FLOAT32, height, vectors)
+        assert rows % height == 0, "no rows are wasted where none need be"
+        assert columns % (16 * vectors) == 0, "nor columns"
+    assert choose(56, 64, 3072, target, dtypes.FLOAT32)[0] <= 8, "high tiles suffer where rows are 4 KB apart"
 
 
 def test_large_tiles_do_not_fit() -> None:

@@ -325,7 +325,7 @@ def comparable(name: str, dtype: np.dtype) -> Array:
     """Where the result is defined: not the integer powers that overflow or need a fraction, through float64."""
     everywhere = np.ones(COUNT, bool)
     if name in ("mod", "fmod") and dtypes.is_integer(dtype):
-        return operands(name, dtype)[1] != 0
+        return np.asarray(operands(name, dtype)[1] != 0)
     if name == "pow" and dtypes.is_integer(dtype):
         a, b = (x.astype(object) for x in operands(name, dtype))
         most = min(int(np.iinfo(dtype).max), 2**53)
