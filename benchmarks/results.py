@@ -21,6 +21,8 @@ ORDER = ("latency", "loading", "overhead")
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimd", "asimddp", "sve", "sve2")
 PACKAGES = ("onnxruntime", "llvmlite", "numpy", "onnx")
 
+BUSY = "The machine was busy with other work: figures of more than one thread are to be measured again."
+
 
 def record(name: str, title: str, text: str) -> None:
     """Put a section in its place, and the others stay as they are."""
@@ -48,14 +50,15 @@ def origin() -> str:
             versions.append(f"no {package}")
     import stitch
 
-    return "\n".join(
-        [
-            f"* `{command}`, {datetime.datetime.now(datetime.UTC).date()}, load average at the end "
-            f"{os.getloadavg()[0]:.1f}",
-            f"* {machine()}",
-            f"* stitch {stitch.__version__}, {', '.join(versions)}",
-        ]
-    )
+    load = os.getloadavg()[0]
+    lines = [
+        f"* `{command}`, {datetime.datetime.now(datetime.UTC).date()}, load average at the end {load:.1f}",
+        f"* {machine()}",
+        f"* stitch {stitch.__version__}, {', '.join(versions)}",
+    ]
+    if load > len(os.sched_getaffinity(0)) + 1:
+        lines.append(f"* {BUSY}")
+    return "\n".join(lines)
 
 
 def machine() -> str:

@@ -94,9 +94,14 @@ def test_what_is_wrong_is_one_line(
     assert shown.count("\n") == 1
 
 
-def test_sizes_are_guessed_from_names() -> None:
-    found = demo.complete(["batch_size", "sequence_length", "past_len", "channels"], {"past_len": 3})
-    assert found == {"batch_size": 1, "sequence_length": 64, "past_len": 3, "channels": demo.OTHERWISE}
+def test_sizes_are_guessed_from_names_and_places() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "image_height"])
+    z = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", "sequence_length", "m"])
+    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("a", "b")]
+    nodes = [helper.make_node("Exp", ["x"], ["a"]), helper.make_node("Exp", ["z"], ["b"])]
+    graph = helper.make_graph(nodes, "g", [x, z], outputs)
+    compiled = stitch.optimize(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), cache=False)
+    assert demo.guesses(compiled) == {"n": 1, "h": 224, "image_height": 224, "sequence_length": 64, "m": demo.OTHERWISE}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +151,7 @@ def test_expressions_in_input_shapes() -> None:
         helper.make_graph(nodes, "g", [x, z, w], [y]), opset_imports=[helper.make_opsetid("", 17)]
     )
     compiled = stitch.optimize(model, cache=False)
-    assert sorted(demo.symbols(compiled)) == ["past", "seq"]
+    assert sorted(demo.guesses(compiled)) == ["past", "seq"]
     feeds = demo.random_feeds(compiled, {"past": 3, "seq": 2})
     assert feeds["z"].shape == (5, 4)
     assert compiled.run(None, feeds)[0].shape == (5, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -52,6 +53,13 @@ def test_clusters_never_form_a_cycle(case: Case, memory_bound: bool, epilogues: 
         done |= home
         seen += members
     assert len(seen) == len(set(seen)) == len([n for n in graph.nodes if flow.is_computed(n)])
+    # It says of any two, in either order, whether they could be one more: whether there is no way round.
+    for a, b in itertools.combinations(sorted(found.members)[:8], 2):
+        assert (
+            found.can_merge(a, b)
+            == found.can_merge(b, a)
+            == (not _way_round(found, a, b) and not _way_round(found, b, a))
+        )
     # The edges that it keeps while merging are those of the graph.
     for n in found.nodes:
         for e in flow.reads(n):
@@ -84,6 +92,15 @@ def test_every_cut_is_sound(case: Case, schemes: tuple[Scheme, ...], budget: int
                         readers = [x for h in kernel.groups for x in h.accesses if x.value is r.value]
                         here = [x for h in phase.groups for x in h.accesses if x.value is r.value]
                         assert len(readers) == len(here), "a tile is read in its own phase only"
+
+
+def _way_round(found: clusters.Clusters, start: int, goal: int) -> bool:
+    """Whether a path leads from one cluster to another through a third, by trying all."""
+    return any(_leads_to(found, k, goal) for k in found.after[start] - {goal})
+
+
+def _leads_to(found: clusters.Clusters, start: int, goal: int) -> bool:
+    return start == goal or any(_leads_to(found, k, goal) for k in found.after[start])
 
 
 def test_a_cut_out_of_order_is_found() -> None:
@@ -181,6 +198,47 @@ def test_the_transcendental_of_softmax_is_computed_once() -> None:
     assert len(exps) == 1
     readers = [g for g in kernel.groups if any(n.prim == "exp" for n in g.nodes)]
     assert len(readers) == 1, "exp is evaluated in one group only"
+
+
+def test_a_rounded_value_that_several_dominants_need_is_computed_once() -> None:
+    """Two copies of a product could differ in the last bit, when one of them is contracted with an addition."""
+    b = Builder()
+    x = b.input("x", dtypes.FLOAT32, (N, 40))
+    product = b.mul(x, b.add(x, 0.1))
+    shifted = b.sub(product, b.reduce("reduce_max", product, [1], True))
+    (kernel,) = pipeline.cut(b.finish({"y": b.reduce("reduce_sum", shifted, [1])})).kernels
+    assert sum(any(n.prim == "mul" for n in g.nodes) for g in kernel.groups) == 1
+
+
+def test_reductions_over_different_axes_are_different_nests() -> None:
+    b = Builder()
+    x = b.input("x", dtypes.FLOAT32, (N, 40))
+    graph = b.finish({str(axes): b.reduce("reduce_sum", x, axes) for axes in ([0], [1], [0, 1])})
+    for kernel in pipeline.cut(graph).kernels:
+        for group in kernel.groups:
+            folded = [frozenset(group.axes) - {a for i in r.store for a in i.axes()} for r in group.roots if r.fold]
+            assert len(set(folded)) <= 1
+    for n in (0, 1, 50):
+        feeds = {"x": np.random.default_rng(n).integers(-9, 9, (n, 40)).astype(np.float32)}
+        for got, want in zip(pipeline.native(graph, feeds), evaluate(graph, feeds), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_a_tile_is_where_its_reader_looks_for_it() -> None:
+    """A piece of each row, read reversed, from the middle, and whole."""
+    b = Builder()
+    x = b.input("x", dtypes.FLOAT32, (N, 6, 20))
+    e = b.unary("exp", b.sub(x, b.reduce("reduce_max", x, [1, 2], True)))
+    total = b.reduce("reduce_sum", e, [1, 2], True)
+    reversed_ = b.slice(e, [0, 5, 19], [N, 6, 20], [1, -1, -1])
+    middle = b.slice(e, [0, 2, 3], [N, 3, 11], [1, 1, 1])
+    graph = b.finish(
+        {"r": b.div(reversed_, total), "m": b.div(b.transpose(middle, (0, 2, 1)), total), "e": b.div(e, total)}
+    )
+    feeds = {"x": np.random.default_rng(0).standard_normal((5, 6, 20)).astype(np.float32)}
+    for schemes in pipeline.SCHEMES:
+        for got, want in zip(pipeline.native(graph, feeds, schemes=schemes), evaluate(graph, feeds), strict=True):
+            np.testing.assert_allclose(got, want, rtol=2e-6)
 
 
 # ------------------------------------------------------------------ schemes and budgets
