@@ -7,6 +7,7 @@ has a slot of its own.
 
 from __future__ import annotations
 
+import sys
 import contextlib
 import mmap
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from stitch import dims, plan
+from stitch import dims, knobs, plan
 from stitch.codegen import entry, kernels, llvm
 from stitch.codegen.constants import Panels, Relaid
 from stitch.codegen.entry import KernelCall, PhaseCall, Place
@@ -289,6 +290,8 @@ class _Assembly:
         text = render(low.program)
         if text not in self.codes:
             self.codes[text] = llvm.emit(replace(low.program, name=f"stitch_k{len(self.codes)}"), self.target)
+            if knobs.current().debug >= 3:
+                print(text, file=sys.stderr)
         return self.codes[text]
 
     def _locate(self, p: Value | Panels | Relaid, offsets: Mapping[Value, Dim]) -> Place:

@@ -115,7 +115,11 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
     elif weights <= target.l2_bytes // 2:
         parallel = [*roles.batch, *others, *high, tile, panel]  # all panels stay in L2 while a passes once
     else:
-        parallel = [*roles.batch, *others, *high, panel, tile]  # a panel, and a line of a, while the other passes
+        lines = estimate(dims.product(x.extent for x in high))
+        a_bytes = lines * estimate(row.extent * depth) * dtype.itemsize
+        again = a_bytes * estimate(panel.extent) if a_bytes > target.l2_bytes else 0
+        first = [panel, *high] if again <= weights * lines else [*high, panel]  # what is read again costs least
+        parallel = [*roles.batch, *others, *first, tile]
     flops = depth * (height * vectors)
     work = flops * (tile.extent if inside else 1) // 2 + 64
     tasks = tuple(x for x in parallel if x.extent != 1)

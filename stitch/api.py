@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from time import time_ns
@@ -49,7 +49,10 @@ def optimize(
 
     Raises UnsupportedOperator and InvalidModel of `stitch.errors`.
     """
-    machine = _target(target)
+    settings = knobs.current()
+    machine = _target(target or settings.target)
+    if settings.vector_bits is not None:
+        machine = replace(machine, vector_bits=min(settings.vector_bits, machine.vector_bits))
     store = Cache(knobs.current().cache_dir if cache else None, knobs.current().cache_bytes)
     try:
         key = _key(model, machine, shapes, store) if store.directory is not None else ""
@@ -145,7 +148,6 @@ def _tensor(port: Port) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _target(text: str | None) -> targets.Target:
-    text = text or knobs.current().target
     if text is not None and text != "host":
         return targets.parse(text)
     here = cpu.host()
@@ -163,7 +165,7 @@ def _key(model: Any, target: targets.Target, shapes: Shapes | None, store: Cache
     else:
         h.update(model.SerializeToString(deterministic=True))
     k = knobs.current()
-    settings = (k.schemes, k.l1_bytes, k.l2_bytes, k.vector_bits, k.unroll)
+    settings = (k.schemes, k.l2_bytes)  # vector_bits is in the target
     h.update(repr((__version__, _sources(), str(target), settings, sorted((shapes or {}).items()))).encode())
     return h.hexdigest()
 

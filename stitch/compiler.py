@@ -33,7 +33,13 @@ def compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str 
         print(render(stitched), file=sys.stderr)
     with _stage("assemble", debug):
         explained = report.describe(stitched, imported, knobs.current().schemes) | {"external": external}
-        return assemble.assemble(stitched, target, lambda text: machine.compile(text, target), explained)
+        return assemble.assemble(stitched, target, lambda text: _object(text, target, debug), explained)
+
+
+def _object(text: str, target: Target, debug: int) -> bytes:
+    if debug >= 4:
+        print(text, machine.assembly(text, target), sep="\n", file=sys.stderr)
+    return machine.compile(text, target)
 
 
 @contextmanager

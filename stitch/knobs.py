@@ -142,10 +142,6 @@ class Knobs:
             "The machine to compile for. None: this one.",
         ),
     )
-    l1_bytes: int | None = field(
-        default=None,
-        metadata=_row(_optional(_bytes(1)), "L1 data cache of a core, for decisions. None: the target's."),
-    )
     l2_bytes: int | None = field(
         default=None,
         metadata=_row(_optional(_bytes(1)), "L2 cache of a core, for decisions. None: the target's."),
@@ -155,13 +151,6 @@ class Knobs:
         metadata=_row(
             _optional(_Reader("a power of two, 64 to 2048", _vector)),
             "Width of the vectors in generated code. None: the target's.",
-        ),
-    )
-    unroll: int | None = field(
-        default=None,
-        metadata=_row(
-            _optional(_whole(1, 64)),
-            "Independent vectors in flight in an inner loop. None: decided per kernel.",
         ),
     )
 

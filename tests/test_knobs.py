@@ -26,10 +26,9 @@ def test_defaults() -> None:
         ("STITCH_DEBUG", "4", 4),
         ("STITCH_THREADS", "3", 3),
         ("STITCH_TARGET", " x86-64 ", "x86-64"),
-        ("STITCH_L1_BYTES", "32KiB", 32768),
+        ("STITCH_L2_BYTES", "32KiB", 32768),
         ("STITCH_L2_BYTES", "1048576", 1 << 20),
         ("STITCH_VECTOR_BITS", "512", 512),
-        ("STITCH_UNROLL", "4", 4),
         ("STITCH_THREADS", "", None),
     ],
 )
@@ -49,9 +48,8 @@ def test_environment(variable: str, text: str, value: object) -> None:
         ("STITCH_DEBUG", "yes"),
         ("STITCH_THREADS", "0"),
         ("STITCH_THREADS", "1.5"),
-        ("STITCH_L1_BYTES", "0"),
+        ("STITCH_L2_BYTES", "0"),
         ("STITCH_VECTOR_BITS", "384"),
-        ("STITCH_UNROLL", "0"),
     ],
 )
 def test_environment_is_checked(variable: str, text: str) -> None:

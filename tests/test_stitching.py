@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stitch import dims, dtypes
+from stitch import target as targets
+from stitch.codegen import interp, kernels
 from stitch.evaluate import evaluate
-from stitch.graph import Builder
+from stitch.graph import Builder, Value
 from stitch.knobs import Scheme
 from stitch.simplify import simplify
 from stitch.stitching import clusters
@@ -294,3 +296,30 @@ def test_results(name: str) -> None:
             for got, w in zip(pipeline.run(artifact, feeds, 2), want, strict=True):
                 scale = float(np.abs(w).max(initial=1e-3))
                 np.testing.assert_allclose(got, w, rtol=2e-5, atol=2e-5 * scale, err_msg=f"{schemes} {budget}")
+
+
+@pytest.mark.parametrize("name", ["attention", "linear_gelu", "pad_pool", "two_axes", "concat", "movement_chain"])
+def test_programs_stay_inside_their_buffers(name: str) -> None:
+    """The interpreter faults where compiled code would read beyond an end, or what nobody stored."""
+    graph = hand_graphs.graph(name)
+    stitched = pipeline.cut(graph)
+    made = {n.output for k in stitched.kernels for n in k.nodes}
+    flow = Flow(stitched.graph, made | set(stitched.graph.outputs))
+    target = targets.parse("avx2")
+    for n, s in [(2, 3), (1, 17)]:
+        env = {"n": n, "s": s}
+        memory: dict[Value, np.ndarray] = {v: x.reshape(-1).copy() for v, x in zip(
+            stitched.graph.inputs, hand_graphs.feeds(name, n, s).values(), strict=True)}  # fmt: skip
+        memory |= {x.output: x.attrs["array"].reshape(-1) for x in stitched.graph.nodes if x.prim == "const"}
+        for kernel in stitched.kernels:
+            low = kernels.lower(kernel, flow, target)
+            arrays = {}
+            for buffer, p in zip(low.program.buffers, low.parameters, strict=True):
+                if isinstance(p, Value):
+                    made_here = np.zeros(dims.evaluate(p.size, env), p.dtype)
+                    arrays[buffer] = memory.setdefault(p, made_here)
+                else:
+                    arrays[buffer] = p.pack(memory[p.value])
+            interp.run(low.program, arrays, env, target)
+        for v, want in zip(stitched.graph.outputs, evaluate(graph, hand_graphs.feeds(name, n, s)), strict=True):
+            np.testing.assert_allclose(memory[v], want.reshape(-1), rtol=2e-5, atol=2e-5)

@@ -23,8 +23,13 @@ EXPENSIVE = 6.0
 """Instructions from which a value shown at many places is kept rather than recomputed."""
 
 
-def dominants(flow: Flow, members: Sequence[Node], leaving: Collection[Value]) -> tuple[Node, ...]:
-    """The dominants of a cluster, in graph order. `leaving`: values that must be made available in any case."""
+def dominants(
+    flow: Flow, members: Sequence[Node], leaving: Collection[Value], local: bool = True
+) -> tuple[Node, ...]:
+    """The dominants of a cluster, in graph order. `leaving`: values that must be made available in any case. Without
+    `local` nothing is evaluated inside another group: every node is a dominant."""
+    if not local:
+        return tuple(members)
     inside = {n.output: n for n in members}
     needed_by: dict[Node, set[Node]] = {n: set() for n in members}
     shown_many: set[Node] = set()
@@ -112,10 +117,14 @@ def split(axis: Axis, inner: Dim) -> tuple[dict[Axis, Index], tuple[Axis, Axis]]
 
 
 def groups(
-    flow: Flow, members: Sequence[Node], leaving: Collection[Value], outside: Callable[[Value], bool]
+    flow: Flow,
+    members: Sequence[Node],
+    leaving: Collection[Value],
+    outside: Callable[[Value], bool],
+    local: bool = True,
 ) -> list[Group]:
     """The groups of a cluster before merging, in graph order. `outside`: in memory before the cluster runs."""
-    chosen = dominants(flow, members, leaving)
+    chosen = dominants(flow, members, leaving, local)
     made = {n.output for n in chosen}
 
     def placed(v: Value) -> bool:

@@ -46,7 +46,7 @@ def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL) -> Stit
 
 def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme]) -> Stitched:
     outputs = set(flow.graph.outputs)
-    found = clusters.grow(flow, "regional" in allowed or "global" in allowed, "local" in allowed)
+    found = clusters.grow(flow, bool(allowed - {"independent"}), "local" in allowed)
     readers: dict[Value, set[int]] = {}
     for n in found.nodes:
         for e in flow.reads(n):
@@ -80,7 +80,7 @@ def _kernels(
     if any(n.prim == "contract" for n in members):
         return [contractions.kernel(flow, name, members, leaving, outside)]
     forced = {v for v in flow.stops if any(v is n.output for n in members)}
-    made = dominants.groups(flow, members, leaving | forced, outside)
+    made = dominants.groups(flow, members, leaving | forced, outside, "local" in allowed)
     merged = dominants.sort(dominants.merge(made, "local" in allowed))
     cut = schemes.phases(merged, "regional" in allowed)
     placements, reasons = schemes.place(cut, leaving, budget)
