@@ -7,9 +7,9 @@ has a slot of its own.
 
 from __future__ import annotations
 
-import sys
 import contextlib
 import mmap
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
