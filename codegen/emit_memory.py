@@ -296,6 +296,13 @@ class Memory:
             return
         backwards = a.lane == -1
         for u, x in enumerate(names):
+            if self.tail is not None and _one_lane(self.tail[u]):
+                # LLVM 22 turns a masked store of one lane of a truncated vector into a store of the wide element
+                # (llvm/llvm-project#179489), so it does not get to see one.
+                first = self.w.pure(f"extractelement {kind} {x}, i64 0", x)
+                p = self._pointer(buffer, a, u)
+                self.w.effect(f"store {LLVM[v.dtype]} {first}, ptr {p}, align {size}", buffer)
+                continue
             p = self._pointer(buffer, a, u, n - 1 if backwards else 0)
             x = self._reversed(x, LLVM[v.dtype]) if backwards else x
             if self.tail is None:
@@ -304,3 +311,8 @@ class Memory:
                 m = self._reversed(self.tail[u], "i1") if backwards else self.tail[u]
                 function = f"@llvm.masked.store.{short}.p0"
                 self.w.effect(f"call void {function}({kind} {x}, ptr align {size} {p}, {test} {m})", buffer)
+
+
+def _one_lane(mask: str) -> bool:
+    """Whether a mask is a literal of which only the first lane is set."""
+    return mask.startswith("<i1 true") and mask.count("true") == 1

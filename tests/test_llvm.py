@@ -512,3 +512,16 @@ def test_interpreter_is_strict() -> None:
     with pytest.raises(interp.Fault, match="a store to y"):
         run(Store(y, at.plus(1), number(0)))
     run(Store(y, at, Guarded((Bound(at, 3),), Read(x, at), Literal(math.inf, FLOAT32))))
+
+
+@pytest.mark.parametrize("dtype", [dtypes.BFLOAT16, dtypes.FLOAT16, dtypes.UINT8, dtypes.INT16, dtypes.BOOL], ids=str)
+@pytest.mark.parametrize("step", [1, -1])
+def test_one_lane_of_a_narrow_type_is_stored_alone(dtype: np.dtype, step: int) -> None:
+    """LLVM 22 stores the wide element where a masked store has one constant lane of a truncated vector."""
+    task, lane = Axis("p", 3), Axis("v", 1)
+    x, y = Buffer("x", dtypes.FLOAT32, 2), Buffer("y", dtype, 3)
+    value = Apply("cast", (Read(x, index(0, (lane, 1))),), dtypes.compute(dtype))
+    store = Store(y, index(2, (lane, step), (task, -1)), value)
+    program = Program("one", (x, y), (), (Phase((task,), (Loop(lane, (store,), mode="vector"),)),))
+    for on in RUNNABLE:
+        agree(program, {x: np.array([1.5, 3.0], np.float32), y: np.zeros(3, dtype)}, {}, on)
