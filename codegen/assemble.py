@@ -105,7 +105,7 @@ class _Assembly:
 
     def _symbols(self) -> tuple[str, ...]:
         """Symbols of the inputs, then those that host operators bind."""
-        found = dict.fromkeys(s for v in self.graph.inputs for d in v.shape for s in sorted(_names(d)))
+        found = dict.fromkeys(s for v in self.graph.inputs for d in v.given for s in sorted(_names(d)))
         for step in self.steps:
             if _is_host(step):
                 node = step[0].opaque
@@ -141,7 +141,7 @@ class _Assembly:
         bindings = self._bindings()
         artifact = plan.Artifact(
             str(self.target), self.symbols,
-            tuple(plan.Port(v.name, v.dtype.name, _texts(v.shape)) for v in graph.inputs),
+            tuple(plan.Port(v.name, v.dtype.name, _texts(v.given)) for v in graph.inputs),
             tuple(
                 plan.Port(n, v.dtype.name, _texts(v.shape))
                 for n, v in zip(graph.output_names, graph.outputs, strict=True)
@@ -155,7 +155,7 @@ class _Assembly:
         return tuple(
             (self.order[str(d)], i, axis)
             for i, v in enumerate(self.graph.inputs)
-            for axis, d in enumerate(v.shape)
+            for axis, d in enumerate(v.given)
             if str(d) in self.order and not isinstance(d, int)
         )
 
@@ -213,7 +213,7 @@ class _Assembly:
         writes = list(dict.fromkeys(v for k in step for v in k.writes() if v in self.slot_of))
         guards = self._guards(number)
         checks = self._checks() if number == self._first_native() else []
-        results = [self.graph.inputs[i].shape[a] for i, a in checks]
+        results = [self.graph.inputs[i].given[a] for i, a in checks]
         results += [d for g in guards for d in (g.left, g.right)]
         results += [d for v in writes for d in v.shape]
         name, shape = f"stitch_entry_{number}", f"stitch_layout_{number}"
@@ -229,7 +229,7 @@ class _Assembly:
         if steps and isinstance(steps[0], plan.NativeStep):
             return steps
         guards, checks = self._guards(-1), self._checks()
-        results = [self.graph.inputs[i].shape[a] for i, a in checks]
+        results = [self.graph.inputs[i].given[a] for i, a in checks]
         results += [d for g in guards for d in (g.left, g.right)]
         texts.append(entry.layout("stitch_layout_first", results, self.order, 0, 0))
         records = tuple(plan.Guard(str(g.left), str(g.right), g.where) for g in guards)
@@ -240,7 +240,7 @@ class _Assembly:
 
     def _bound_by(self, number: int) -> set[str]:
         """Symbols known when step `number` starts (-1: from the inputs alone)."""
-        known = {s for v in self.graph.inputs for d in v.shape for s in _names(d)}
+        known = {s for v in self.graph.inputs for d in v.given for s in _names(d)}
         for step in self.steps[: max(number, 0)]:
             if _is_host(step):
                 known |= {s for v in _opaque(step).outputs for d in v.shape for s in _names(d)}
@@ -265,14 +265,14 @@ class _Assembly:
         return [
             (i, axis)
             for i, v in enumerate(self.graph.inputs)
-            for axis, d in enumerate(v.shape)
+            for axis, d in enumerate(v.given)
             if not isinstance(d, int) and _names(d) != {str(d)}
         ]
 
     def _host_step(self, kernel: Kernel) -> plan.HostStep:
         node: Node | None = kernel.opaque
         assert node is not None
-        bound = {str(d) for v in self.graph.inputs for d in v.shape}
+        bound = {str(d) for v in self.graph.inputs for d in v.given}
         binds = []
         for k, v in enumerate(node.outputs):
             for axis, d in enumerate(v.shape):

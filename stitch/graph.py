@@ -33,12 +33,19 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A tensor. Identity is by object. `contents`: its elements as Dims, where they are known."""
+    """A tensor. Identity is by object. `contents`: its elements as Dims, where they are known. `declared`: an input's
+    shape in the model's own symbols, where a guard made one of them equal to something else."""
 
     name: str
     dtype: np.dtype
     shape: Shape
     contents: Array | None = field(default=None, repr=False)
+    declared: Shape | None = field(default=None, repr=False)
+
+    @property
+    def given(self) -> Shape:
+        """An input's shape as the model has it."""
+        return self.declared if self.declared is not None else self.shape
 
     @property
     def rank(self) -> int:
@@ -404,7 +411,7 @@ class Builder:
         nodes, table = self.nodes, {v: v for v in self.inputs}
         if self._aliases:
             nodes = []
-            table = {v: replace(v, shape=tuple(self.resolve(d) for d in v.shape)) for v in self.inputs}
+            table = {v: replace(v, shape=tuple(self.resolve(d) for d in v.shape), declared=v.shape) for v in self.inputs}
             for n in self.nodes:
                 for v in n.outputs:
                     table[v] = replace(v, shape=tuple(self.resolve(d) for d in v.shape))
