@@ -411,7 +411,7 @@ class Builder:
         nodes, table = self.nodes, {v: v for v in self.inputs}
         if self._aliases:
             nodes = []
-            table = {v: replace(v, shape=tuple(self.resolve(d) for d in v.shape), declared=v.shape) for v in self.inputs}
+            table = {v: replace(v, shape=self._resolved(v.shape), declared=v.shape) for v in self.inputs}
             for n in self.nodes:
                 for v in n.outputs:
                     table[v] = replace(v, shape=tuple(self.resolve(d) for d in v.shape))
