@@ -3,6 +3,7 @@ original."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,17 @@ class Panels:
 Constant = Relaid | Panels
 
 
+def inside(size: int, offset: int, axes: Sequence[tuple[int, int]]) -> bool:
+    """Whether every position of such a view is one of `size` elements."""
+    if any(n == 0 for n, _ in axes):
+        return True
+    first = offset + sum(min(s, 0) * (n - 1) for n, s in axes)
+    last = offset + sum(max(s, 0) * (n - 1) for n, s in axes)
+    return first >= 0 and last < size
+
+
 def _view(array: Array, offset: int, axes: tuple[tuple[int, int], ...]) -> Array:
+    assert inside(array.size, offset, axes), "a view of what is not in the constant"
     flat = np.ascontiguousarray(array).reshape(-1)[offset:]
     shape, steps = [n for n, _ in axes], [s * array.itemsize for _, s in axes]
     return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)

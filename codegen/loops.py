@@ -271,6 +271,7 @@ def expressions(s: Stmt) -> tuple[Expr, ...]:
 
 def _check_body(body: tuple[Stmt, ...], axes: set[Axis], known: set[Local], buffers: set[Buffer], vector: bool) -> None:
     known = set(known)
+    seen: set[int] = set()
     for s in body:
         match s:
             case Loop():
@@ -279,20 +280,20 @@ def _check_body(body: tuple[Stmt, ...], axes: set[Axis], known: set[Local], buff
                 assert s.clip is None or s.clip.outer in axes, "a clip by an axis that is not around it"
                 inner = axes | {s.axis}
                 _check_body(s.body, inner, known, buffers, vector or s.mode == "vector")
-                seen = known | {d.local for d in s.body if isinstance(d, Define)}
-                seen |= {f.local for d in s.body if isinstance(d, Loop) for f in d.folds}
+                there = known | {d.local for d in s.body if isinstance(d, Define)}
+                there |= {f.local for d in s.body if isinstance(d, Loop) for f in d.folds}
                 for f in s.folds:
-                    _check_expr(f.value, inner, seen, buffers)
+                    _check_expr(f.value, inner, there, buffers, set())
                     assert f.local.dtype == f.value.dtype, f"fold {f.local.name}: {f.local.dtype} of {f.value.dtype}"
                 known |= {f.local for f in s.folds}
             case Define():
-                _check_expr(s.value, axes, known, buffers)
+                _check_expr(s.value, axes, known, buffers, seen)
                 assert s.local.dtype == s.value.dtype, f"{s.local.name}: {s.local.dtype} of {s.value.dtype}"
                 known.add(s.local)
             case Store():
                 assert s.buffer in buffers, f"{s.buffer.name} is not the program's"
                 _check_index(s.index, axes, known)
-                _check_expr(s.value, axes, known, buffers)
+                _check_expr(s.value, axes, known, buffers, seen)
                 assert s.value.dtype == dtypes.compute(s.buffer.dtype), f"{s.buffer.name}: store of {s.value.dtype}"
             case Contract():
                 assert not vector, "a contraction inside a vector loop"
@@ -309,7 +310,11 @@ def _check_index(i: Index, axes: set[Axis], known: set[Local]) -> None:
         assert isinstance(v, Axis) or (isinstance(v, Local) and dtypes.is_integer(v.dtype)), f"index by {v.name}"
 
 
-def _check_expr(e: Expr, axes: set[Axis], known: set[Local], buffers: set[Buffer]) -> None:
+def _check_expr(e: Expr, axes: set[Axis], known: set[Local], buffers: set[Buffer], seen: set[int]) -> None:
+    """Expressions shared within a body are looked at once."""
+    if id(e) in seen:
+        return
+    seen.add(id(e))
     match e:
         case Read():
             assert e.buffer in buffers, f"{e.buffer.name} is not the program's"
@@ -325,7 +330,7 @@ def _check_expr(e: Expr, axes: set[Axis], known: set[Local], buffers: set[Buffer
         case Apply():
             assert PRIMITIVES[e.prim].kind == "elementwise", e.prim
     for c in children(e):
-        _check_expr(c, axes, known, buffers)
+        _check_expr(c, axes, known, buffers, seen)
 
 
 # ------------------------------------------------------------------ text
@@ -333,7 +338,7 @@ def _check_expr(e: Expr, axes: set[Axis], known: set[Local], buffers: set[Buffer
 
 def render(program: Program) -> str:
     """The stable text form. Names are made unique in order of appearance."""
-    printer = _Printer()
+    printer = _Printer(_shared(program))
     head = ", ".join(f"{printer.name(b)}: {b.dtype.name}[{b.size}]" for b in program.buffers)
     lines = [f"program {program.name}({head})"]
     lines += [f"  tile {printer.name(b)}: {b.dtype.name}[{b.size}]" for b in program.tiles]
@@ -344,10 +349,30 @@ def render(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
+LONG = 160
+"""Characters from which an expression is not written out a second time: shared ones would grow without end."""
+
+
+def _shared(program: Program) -> set[int]:
+    seen: set[int] = set()
+    again: set[int] = set()
+    stack = [e for p in program.phases for s in walk(p.body) for e in expressions(s)]
+    while stack:
+        e = stack.pop()
+        if id(e) in seen:
+            again.add(id(e))
+        else:
+            seen.add(id(e))
+            stack.extend(children(e))
+    return again
+
+
 class _Printer:
-    def __init__(self) -> None:
+    def __init__(self, shared: set[int]) -> None:
         self.names: dict[object, str] = {}
         self.used: dict[str, int] = {}
+        self.written: dict[int, str] = {}
+        self.shared = shared  # ids of expressions that occur more than once
 
     def name(self, x: Variable | Buffer) -> str:
         if x not in self.names:
@@ -390,6 +415,16 @@ class _Printer:
         return " + ".join(parts)
 
     def expr(self, e: Expr) -> str:
+        """A long expression that comes again is written once, with a number by which it goes from then on."""
+        if id(e) in self.written:
+            return self.written[id(e)]
+        text = self._expr(e)
+        if id(e) in self.shared and len(text) > LONG:
+            self.written[id(e)] = f"#{len(self.written)}"
+            return f"{text} as #{len(self.written) - 1}"
+        return text
+
+    def _expr(self, e: Expr) -> str:
         match e:
             case Literal():
                 return f"{e.value}"
@@ -400,7 +435,7 @@ class _Printer:
             case Position():
                 return f"<{self.index(e.index)}>"
             case Apply():
-                kind = f".{e.dtype.name}" if e.prim in ("cast", "bitcast") else ""
+                kind = f".{(e.rounded or e.dtype).name}" if e.prim in ("cast", "bitcast") else ""
                 return f"{e.prim}{kind}({', '.join(self.expr(a) for a in e.args)})"
             case Guarded():
                 bounds = ", ".join(f"0 <= {self.index(b.index)} < {b.limit}" for b in e.bounds)

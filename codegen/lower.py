@@ -125,9 +125,10 @@ def tile_shape(root: Root, parallel: Sequence[Axis]) -> tuple[Dim, ...]:
 
 
 def tile_index(shape: Sequence[Dim], at: Sequence[Index], parallel: Sequence[Axis]) -> Index:
-    """Offset in a tile of the element at `at`: parallel axes are where the task stands, and drop out."""
+    """Offset in a tile of the element at `at`: parallel axes are where the task stands, and drop out. A dim of one
+    element can only be read at 0, whatever the index (guards see to that)."""
     inner = [
-        Index(0 if d == 1 else i.offset, tuple(t for t in i.terms if t[0] not in parallel))
+        access.ZERO if d == 1 else Index(i.offset, tuple(t for t in i.terms if t[0] not in parallel))
         for i, d in zip(at, shape, strict=True)
     ]
     return access.linear(shape, inner)

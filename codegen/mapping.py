@@ -17,7 +17,7 @@ from functools import partial
 
 from stitch import access, dims
 from stitch.access import Axis, Index
-from stitch.codegen.constants import Constant, Relaid
+from stitch.codegen.constants import Constant, Relaid, inside
 from stitch.codegen.loops import Buffer, Clip, Define, Expr, Fold, Local, Loop, Phase, Read, Stmt, Store, Use
 from stitch.codegen.lower import Nest, Rewriter, cost, indices
 from stitch.dims import Dim
@@ -66,7 +66,7 @@ def phase(
 def _relay(n: Nest, vector: Axis | None, constants: Mapping[Buffer, Value], found: dict[Buffer, Constant]) -> Nest:
     """The nest reading constants along `vector` from copies in which that axis is contiguous."""
 
-    def layout(e: Read) -> Read:
+    def relaid(e: Read) -> Read:
         c = e.index.coefficient(vector) if vector is not None else 0
         offset = e.index.offset
         fixed = [
@@ -78,7 +78,11 @@ def _relay(n: Nest, vector: Axis | None, constants: Mapping[Buffer, Value], foun
             return e
         fixed.sort(key=lambda t: (t[0] is vector, -t[2]))
         order = [v for v, _, _ in fixed]
-        constant = Relaid(constants[e.buffer], offset, tuple((extent, k) for _, extent, k in fixed))
+        layout = tuple((extent, k) for _, extent, k in fixed)
+        size = constants[e.buffer].size
+        if not isinstance(size, int) or not inside(size, offset, layout):  # a guarded read may point anywhere
+            return e
+        constant = Relaid(constants[e.buffer], offset, layout)
         buffer = next((b for b, k in found.items() if k == constant), None)
         if buffer is None:
             buffer = Buffer("c", e.buffer.dtype, constant.size)
@@ -86,7 +90,7 @@ def _relay(n: Nest, vector: Axis | None, constants: Mapping[Buffer, Value], foun
         steps = access.strides([v.extent for v in order])
         return Read(buffer, access.index(0, *zip(order, steps, strict=True)))
 
-    return Reader(layout).nest(n, {})
+    return Reader(relaid).nest(n, {})
 
 
 def grain(nests: Sequence[Nest], points: Dim = 1) -> Dim:

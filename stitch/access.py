@@ -184,7 +184,7 @@ def _divide(i: Index, d: Dim) -> tuple[Index, Index]:
         if not isinstance(v, Axis):
             raise NotAffine
         largest = largest + c * (v.extent - 1)
-    if not low and dims.prove_le(r_offset + 1, d) is not False:
+    if not low and (r_offset == 0 or dims.prove_le(r_offset + 1, d)):
         return index(q_offset, *high), Index(r_offset)
     if all((dims.bounds(c)[0] or 0) >= 0 for _, c in low) and dims.prove_le(largest + 1, d):
         return index(q_offset, *high), index(r_offset, *low)

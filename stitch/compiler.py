@@ -11,6 +11,7 @@ from typing import Any
 
 from stitch import importer, knobs, report
 from stitch.codegen import assemble, machine
+from stitch.errors import ResourceError
 from stitch.plan import Artifact
 from stitch.simplify import simplify
 from stitch.stitching.schedule import render
@@ -19,7 +20,14 @@ from stitch.target import Target
 
 
 def compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str | None]] | None) -> Artifact:
-    """Raises UnsupportedOperator or InvalidModel."""
+    """Raises UnsupportedOperator or InvalidModel, and ResourceError for a model that nests too deeply."""
+    try:
+        return _compile(model, target, shapes)
+    except RecursionError:
+        raise ResourceError("stack", "the model nests too deeply", "raise sys.setrecursionlimit, or cut it") from None
+
+
+def _compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str | None]] | None) -> Artifact:
     debug = knobs.current().debug
     with _stage("import", debug):
         opened: list[Path] = []

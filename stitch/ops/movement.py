@@ -200,7 +200,8 @@ def _sliced(
 
 
 def _bounded(b: Builder, start: Dim, end: Dim, step: int, extent: Dim) -> tuple[Dim, Dim]:
-    """First element and number of elements of numpy's [start:end:step].
+    """First element and number of elements of ONNX's [start:end:step]: numpy's, but that with a negative step a start
+    before the first element is the first.
 
     Where nothing is left the first element may lie outside: it is never read. Not clamping it keeps the sizes of
     x[1:] and x[:-1] the same expression, max(n - 1, 0).
@@ -209,7 +210,8 @@ def _bounded(b: Builder, start: Dim, end: Dim, step: int, extent: Dim) -> tuple[
     if step > 0:
         start, end = dim_max(start, 0), _within(b, end, extent)
         return start, dim_max(dims.ceil_div(end - start, step), 0)
-    start, end = dim_min(start, extent - 1), dim_max(end, -1)
+    start = start if start == extent - 1 else dim_min(dim_max(start, 0), extent - 1)
+    end = dim_max(end, -1)
     return start, dim_max(dims.ceil_div(start - end, -step), 0)
 
 

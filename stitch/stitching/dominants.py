@@ -23,6 +23,10 @@ EXPENSIVE = 6.0
 """Instructions from which a value shown at many places is kept rather than recomputed."""
 
 
+DEEPEST = 64
+"""Nodes on a path through one expression: beyond, a value is kept, so that no chain is too long for the compiler."""
+
+
 def dominants(
     flow: Flow, members: Sequence[Node], leaving: Collection[Value], local: bool = True
 ) -> tuple[Node, ...]:
@@ -33,6 +37,7 @@ def dominants(
     inside = {n.output: n for n in members}
     needed_by: dict[Node, set[Node]] = {n: set() for n in members}
     shown_many: set[Node] = set()
+    depth = dict.fromkeys(members, 0)  # of the expression above a node, up to the next dominant
     chosen: list[Node] = []
     for n in reversed(members):
         row = PRIMITIVES[n.prim]
@@ -40,15 +45,17 @@ def dominants(
         fixed = row.kind != "elementwise"
         shared = len(needed_by[n]) > 1 and n.prim not in EXACT
         costly = n in shown_many and _cost(flow, n, inside) >= EXPENSIVE
-        if leaves or fixed or shared or costly:
+        if leaves or fixed or shared or costly or depth[n] >= DEEPEST:
             chosen.append(n)
             mine = {n}
+            depth[n] = 0
         else:
             mine = needed_by[n]
         for e in flow.reads(n):
             p = inside.get(e.value)
             if p is not None and p is not n:
                 needed_by[p] |= mine
+                depth[p] = max(depth[p], depth[n] + 1)
                 if e.many or (n in shown_many and n not in chosen):
                     shown_many.add(p)
     return tuple(reversed(chosen))

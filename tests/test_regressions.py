@@ -1,0 +1,106 @@
+"""Models that once came out wrong, hung or crashed, each as small as it gets. References by hand, in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import stitch
+
+Array = np.ndarray[Any, Any]
+node = helper.make_node
+X = np.random.default_rng(5).standard_normal((3, 9)).astype(np.float32)
+
+
+def ints(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+def run(
+    nodes: list[Any], shape: Sequence[int | str], outputs: list[str], constants: Mapping[str, Array], x: Array
+) -> list[Array]:
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    return stitch.optimize(model, cache=False).run(None, {"x": x})
+
+
+@pytest.mark.parametrize("shape", [(1, 8), ("n", "m")])
+def test_padding_of_an_axis_of_one_that_is_in_a_tile(shape: Sequence[int | str]) -> None:
+    """The offset was dropped from the tile's index, and the axis was not."""
+    x = X[:1, :8]
+    nodes = [node("Exp", ["x"], ["h"]), node("Softmax", ["h"], ["c"], axis=-1), node("Pad", ["h", "p"], ["y"])]
+    y, c = run(nodes, shape, ["y", "c"], {"p": ints(1, 0, 0, 0)}, x)
+    np.testing.assert_allclose(y, np.pad(np.exp(x), ((1, 0), (0, 0))), rtol=1e-5)
+    e = np.exp(np.exp(x) - np.exp(x).max())
+    np.testing.assert_allclose(c, e / e.sum(), rtol=1e-5)
+
+
+def test_padding_of_the_last_axis_of_one() -> None:
+    x = X[:, :, None]
+    nodes = [
+        node("Exp", ["x"], ["h"]), node("ReduceSum", ["h", "a"], ["s"]), node("Div", ["h", "s"], ["c"]),
+        node("Pad", ["h", "p"], ["y"]),
+    ]  # fmt: skip
+    y, c = run(nodes, ("n", "m", 1), ["y", "c"], {"p": ints(0, 0, 1, 0, 0, 1), "a": ints(1)}, x)
+    np.testing.assert_allclose(y, np.pad(np.exp(x), ((0, 0), (0, 0), (1, 1))), rtol=1e-5)
+    np.testing.assert_allclose(c, np.exp(x) / np.exp(x).sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_a_position_that_may_lie_beyond_a_symbolic_axis() -> None:
+    """Not knowing whether it does was taken for knowing that it does not: a read outside the input."""
+    y, = run([node("Tile", ["x", "r"], ["t"]), node("Pad", ["t", "p"], ["y"], mode="edge")], ("n",), ["y"],
+             {"p": ints(0, 1), "r": ints(2)}, X[0, :4])  # fmt: skip
+    np.testing.assert_array_equal(y, np.pad(np.tile(X[0, :4], 2), (0, 1), mode="edge"))
+    nodes = [node("Transpose", ["x"], ["t"], perm=[1, 0]), node("Reshape", ["t", "s"], ["r"])]
+    y, = run([*nodes, node("Gather", ["r", "i"], ["y"])], ("n", "m"), ["y"], {"s": ints(-1), "i": ints(5)}, X)
+    np.testing.assert_array_equal(y, X.T.reshape(-1)[[5]])
+
+
+def test_a_guarded_constant_is_not_laid_out_from_outside_of_it() -> None:
+    nodes = [
+        node("Gather", ["x", "i"], ["g"]), node("Pad", ["g", "p", "v"], ["q"]),
+        node("Slice", ["q", "a", "b", "z", "s"], ["y"]),
+    ]  # fmt: skip
+    constants = {
+        "i": ints(2, -2, -3, 1, -1), "p": ints(1, 1), "v": np.array(1.5, np.float32), "a": ints(-1), "b": ints(0),
+        "z": ints(0), "s": ints(-1),
+    }  # fmt: skip
+    for _ in range(3):
+        y, = run(nodes, [3], ["y"], constants, np.array([3, 4, 5], np.float32))
+        np.testing.assert_array_equal(y, [1.5, 5, 4, 3, 4, 5])
+
+
+@pytest.mark.parametrize("shape", [[1], ["n"]])
+def test_a_slice_backwards_from_before_the_first_element(shape: Sequence[int | str]) -> None:
+    """ONNX, unlike numpy, starts at the first element then."""
+    constants = {"a": ints(-2), "b": ints(-100), "z": ints(0), "s": ints(-3)}
+    y, = run([node("Slice", ["x", "a", "b", "z", "s"], ["y"])], shape, ["y"], constants, X[0, :1])
+    np.testing.assert_array_equal(y, X[0, :1])
+
+
+def test_diamonds_take_linear_time() -> None:
+    """Shared expressions were walked once per path: 2^60 of them here."""
+    nodes, last, want = [], "x", X
+    for k in range(60):
+        nodes += [node("Neg", [last], [f"a{k}"]), node("Abs", [last], [f"b{k}"])]
+        nodes += [node("Max", [f"a{k}", f"b{k}"], [f"v{k}"]), node("Tanh", [f"v{k}"], [f"w{k}"])]
+        last, want = f"w{k}", np.tanh(np.maximum(-want, np.abs(want)))
+    y, = run(nodes, ("n", "m"), [last], {}, X)
+    np.testing.assert_allclose(y, want, rtol=1e-4)
+
+
+def test_long_chains_do_not_exhaust_the_stack() -> None:
+    nodes, last, want = [], "x", X
+    for k in range(500):
+        nodes += [node(["Tanh", "Neg"][k % 2], [last], [f"v{k}"])]
+        last, want = f"v{k}", np.tanh(want) if k % 2 == 0 else -want
+    y, = run(nodes, ("n", "m"), [last], {}, X)
+    np.testing.assert_allclose(y, want, rtol=1e-4)
