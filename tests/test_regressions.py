@@ -21,15 +21,16 @@ def ints(*values: int) -> Array:
 
 
 def run(
-    nodes: list[Any], shape: Sequence[int | str], outputs: list[str], constants: Mapping[str, Array], x: Array
+    nodes: list[Any], shape: Sequence[int | str], names: list[str], constants: Mapping[str, Array], x: Array
 ) -> list[Array]:
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
+        [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in names],
         [numpy_helper.from_array(v, k) for k, v in constants.items()],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    return stitch.optimize(model, cache=False).run(None, {"x": x})
+    outputs: list[Array] = stitch.optimize(model, cache=False).run(None, {"x": x})
+    return outputs
 
 
 @pytest.mark.parametrize("shape", [(1, 8), ("n", "m")])
