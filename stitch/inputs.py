@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from stitch import dims
 from stitch.dims import Dim
-from stitch.errors import InvalidModel, UnknownInput
+from stitch.errors import InputError, InvalidModel, UnknownInput
 from stitch.graph import Guard
 
 Shape: TypeAlias = Sequence[int | str | None]
@@ -30,7 +30,7 @@ def input_shapes(inputs: Mapping[str, Shape | None], given: Shapes) -> tuple[dic
     replaced: dict[str, Dim] = {}
     for name, shape in inputs.items():
         if name in given:
-            new = [_dim(d) for d in given[name]]
+            new = [_dim(d) for d in _checked(name, given[name])]
             if shape is not None and len(new) != len(shape):
                 raise InvalidModel(
                     f"input {name!r} has rank {len(shape)}, but the shape given for it has rank {len(new)}",
@@ -49,6 +49,18 @@ def input_shapes(inputs: Mapping[str, Shape | None], given: Shapes) -> tuple[dic
     found.solve()
     found.forget_hidden()
     return {name: tuple(d for d in shape if d is not None) for name, shape in found.shapes.items()}, found.guards
+
+
+def _checked(name: str, shape: Shape) -> Shape:
+    """A shape that the user gives: unlike a model, it has no business with odd extents."""
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise InputError(name, f"the shape given for input {name!r} is {shape!r}", "give a list, one entry for each axis")
+    for d in shape:
+        whole = isinstance(d, int) and not isinstance(d, bool) and d >= 0
+        if not (d is None or whole or (isinstance(d, str) and d.strip())):
+            advice = "an extent is a number from 0 on, a name, or None"
+            raise InputError(name, f"the shape given for input {name!r} has the extent {d!r}", advice)
+    return shape
 
 
 @dataclass

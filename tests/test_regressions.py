@@ -105,3 +105,12 @@ def test_long_chains_do_not_exhaust_the_stack() -> None:
         last, want = f"v{k}", np.tanh(want) if k % 2 == 0 else -want
     y, = run(nodes, ("n", "m"), [last], {}, X)
     np.testing.assert_allclose(y, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("given", [[2.5, 1], [-1, 1], ["", 1], [True, 1], 5, "ab"])
+def test_shapes_given_by_the_user_are_checked(given: Any) -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "m"])
+    graph = helper.make_graph([node("Neg", ["x"], ["y"])], "g", [value], [value.__class__(name="y", type=value.type)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    with pytest.raises(stitch.errors.InputError, match="the shape given for input 'x'"):
+        stitch.optimize(model, cache=False, shapes={"x": given})
