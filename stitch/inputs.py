@@ -54,7 +54,8 @@ def input_shapes(inputs: Mapping[str, Shape | None], given: Shapes) -> tuple[dic
 def _checked(name: str, shape: Shape) -> Shape:
     """A shape that the user gives: unlike a model, it has no business with odd extents."""
     if isinstance(shape, str) or not isinstance(shape, Sequence):
-        raise InputError(name, f"the shape given for input {name!r} is {shape!r}", "give a list, one entry for each axis")
+        advice = "give a list with one entry for each axis"
+        raise InputError(name, f"the shape given for input {name!r} is {shape!r}", advice)
     for d in shape:
         whole = isinstance(d, int) and not isinstance(d, bool) and d >= 0
         if not (d is None or whole or (isinstance(d, str) and d.strip())):
