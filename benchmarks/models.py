@@ -125,7 +125,7 @@ def check(collection: str, name: str) -> Iterator[tuple[str, float]]:
                 got = model.run([e.name for e in wanted], case.feed())
                 errors = case.errors({e.name: g for e, g in zip(wanted, got, strict=True)})
                 worst = max(errors.values())
-                if not worst <= 1 and _as_numpy(case, wanted, got):
+                if not worst <= 1 and as_numpy(case, wanted, got):
                     yield f"feed {case.feed_index} disputed", 0.0
                 else:
                     yield f"feed {case.feed_index}", worst
@@ -145,7 +145,7 @@ def check(collection: str, name: str) -> Iterator[tuple[str, float]]:
                 yield label, max(off(spec, g, w) for g, w in zip(got, want, strict=True))
 
 
-def _as_numpy(case: oracle.Case, wanted: list[oracle.Expected], got: list[np.ndarray]) -> bool:
+def as_numpy(case: oracle.Case, wanted: list[oracle.Expected], got: list[np.ndarray]) -> bool:
     """Whether the results are those of numpy on the primitives, within the same tolerance."""
     from stitch import evaluate as reference
     from stitch import importer

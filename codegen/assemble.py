@@ -26,7 +26,8 @@ from stitch.codegen.entry import KernelCall, PhaseCall, Place
 from stitch.codegen.kernels import Lowered
 from stitch.codegen.loops import render
 from stitch.dims import Dim
-from stitch.graph import Graph, Guard, Node, Value
+from stitch.errors import UnsupportedOperator
+from stitch.graph import Graph, Guard, Node, Origin, Value
 from stitch.ops.primitives import Array
 from stitch.stitching.schedule import Kernel, Stitched
 from stitch.stitching.trace import Flow
@@ -203,7 +204,10 @@ class _Assembly:
         calls = []
         for k in step:
             low = lowered[k.name]
-            code = self._code(low)
+            try:
+                code = self._code(low)
+            except NotImplementedError as problem:
+                raise _unsupported(k, str(problem)) from None
             scratch = dims.dim_max(scratch, code.scratch)
             phases = tuple(
                 PhaseCall(f, p.tasks, p.grain) for f, p in zip(code.functions, low.program.phases, strict=True)
@@ -325,6 +329,13 @@ class _Assembly:
             starts.append(total)
             total = total + b.size
         return {v: starts[b] for v, b in block_of.items()}, total
+
+
+def _unsupported(kernel: Kernel, problem: str) -> UnsupportedOperator:
+    """What the code generator has no rule for, told of the last ONNX node in the kernel."""
+    o = next((n.origin for n in reversed(kernel.nodes) if n.origin.operator), Origin(operator=kernel.name))
+    advice = f"there is no machine code for {problem}, which it or a node stitched to it needs; cast to another type"
+    return UnsupportedOperator(o.operator, node=o.node, domain=o.domain, opset=o.opset, advice=advice)
 
 
 def _extents(graph: Graph) -> list[Guard]:

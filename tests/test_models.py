@@ -12,6 +12,7 @@ import pytest
 
 import stitch
 from benchmarks import oracle
+from benchmarks.models import as_numpy
 from stitch.errors import UnsupportedOperator
 from stitch.evaluate import evaluate
 from stitch.importer import load
@@ -32,10 +33,6 @@ def compiled(path: Path) -> Any:
     return stitch.optimize(path, cache=False)
 
 
-UNDECIDED = {("lighterglue", 1)}
-"""One of its matches has a score of 1e-12: whichever comes out, numpy's result is another than the stored one."""
-
-
 @pytest.mark.parametrize("case", quick())
 def test_model(case: Case) -> None:
     try:
@@ -45,8 +42,8 @@ def test_model(case: Case) -> None:
     feed = case.feed()
     results = model.run(None, feed)
     errors = case.errors(dict(zip([t.name for t in model.outputs], results, strict=True)))
-    if (case.name, case.feed_index) not in UNDECIDED:
-        assert max(errors.values()) <= 1, errors
+    if not max(errors.values()) <= 1:  # a stored reference may be at fault: then numpy has to side with stitch
+        assert as_numpy(case, case.expected(), model.run([e.name for e in case.expected()], feed)), errors
     again = model.run(None, feed)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(results, again, strict=True)), "another run, other bits"
 

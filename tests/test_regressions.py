@@ -114,3 +114,12 @@ def test_shapes_given_by_the_user_are_checked(given: Any) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     with pytest.raises(stitch.errors.InputError, match="the shape given for input 'x'"):
         stitch.optimize(model, cache=False, shapes={"x": given})
+
+
+def test_what_the_code_generator_lacks_is_refused_by_name() -> None:
+    source = helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n"])
+    target = helper.make_tensor_value_info("y", TensorProto.INT16, ["n"])
+    graph = helper.make_graph([node("BitCast", ["x"], ["y"], "bits", to=TensorProto.INT16)], "g", [source], [target])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 26)])
+    with pytest.raises(stitch.errors.UnsupportedOperator, match=r"BitCast.*'bits'"):
+        stitch.optimize(model, cache=False)
