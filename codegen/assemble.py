@@ -318,7 +318,7 @@ class _Assembly:
         free: list[int] = []
         block_of: dict[Value, int] = {}
         for k, kernel in enumerate(step):
-            for v in kernel.writes():
+            for v in (*kernel.writes(), *lowered[kernel.name].own):
                 if v not in self.slot_of and v not in block_of:
                     block_of[v] = _take(blocks, free, dims.ceil_div(v.bytes, ALIGNMENT) * ALIGNMENT)
             over = [b for v, b in block_of.items() if last.get(v, k) == k and _home(block_of, b, v, last, k)]

@@ -8,7 +8,20 @@ from collections.abc import Iterator
 import numpy as np
 
 from stitch import dtypes
-from stitch.codegen.loops import Apply, Buffer, Contract, Expr, Loop, Read, Stmt, Store, children, expressions, walk
+from stitch.codegen.loops import (
+    Apply,
+    Buffer,
+    Contract,
+    Expr,
+    Loop,
+    Read,
+    Stmt,
+    Store,
+    Transpose,
+    children,
+    expressions,
+    walk,
+)
 from stitch.target import Target
 
 
@@ -81,7 +94,11 @@ def identity(op: str, dtype: np.dtype) -> float | int | bool:
 
 def stored_in(body: tuple[Stmt, ...]) -> frozenset[Buffer]:
     """The buffers that these statements store to."""
-    found = [s.tile if isinstance(s, Contract) else s.buffer for s in walk(body) if isinstance(s, Store | Contract)]
+    found: set[Buffer] = set()
+    for s in walk(body):
+        match s:
+            case Store(buffer) | Contract(buffer) | Transpose(buffer):
+                found.add(buffer)
     return frozenset(found)
 
 

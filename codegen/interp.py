@@ -39,6 +39,7 @@ from stitch.codegen.loops import (
     Read,
     Stmt,
     Store,
+    Transpose,
     Use,
 )
 from stitch.codegen.mathlib import FUNCTIONS
@@ -109,6 +110,8 @@ class _Machine:
                     self.serial_loop(s)
                 case Contract():
                     self.contract(s)
+                case Transpose():
+                    self.transpose(s)
 
     def trips(self, axis: Axis, clip: Clip | None) -> int:
         if clip is None:
@@ -117,13 +120,15 @@ class _Machine:
 
     def store(self, s: Store) -> None:
         at = np.broadcast_to(self.index(s.index), (self.lanes,))
-        value = np.broadcast_to(self.value(s.value), (self.lanes,))
-        memory, stored = self.memory[s.buffer], self.stored[s.buffer]
+        self.put(s.buffer, at, np.broadcast_to(self.value(s.value), (self.lanes,)))
+
+    def put(self, buffer: Buffer, at: Array, value: Array) -> None:
+        memory, stored = self.memory[buffer], self.stored[buffer]
         if at.size and (at.min() < 0 or at.max() >= memory.size):
-            raise Fault(f"a store to {s.buffer.name}[{at.min()}..{at.max()}] of {memory.size}")
-        if np.unique(at).size != at.size or (s.buffer.space == "global" and stored[at].any()):
-            raise Fault(f"an element of {s.buffer.name} is stored twice")
-        memory[at] = value.astype(s.buffer.dtype)
+            raise Fault(f"a store to {buffer.name}[{at.min()}..{at.max()}] of {memory.size}")
+        if np.unique(at).size != at.size or (buffer.space == "global" and stored[at].any()):
+            raise Fault(f"an element of {buffer.name} is stored twice")
+        memory[at] = value.astype(buffer.dtype)
         stored[at] = True
 
     def serial_loop(self, s: Loop) -> None:
@@ -196,6 +201,12 @@ class _Machine:
         self.stored[s.tile][: s.rows * width] = False
         memory[: total.size] = total.ravel()
         self.stored[s.tile][: total.size] = True
+
+    def transpose(self, s: Transpose) -> None:
+        i = np.arange(max(0, self.trips(s.rows, s.row_clip)))[:, None]
+        j = np.arange(max(0, self.trips(s.columns, s.column_clip)))[None, :]
+        value = self.fetched(s.source, self.index(s.index) + j * self.dim(s.step) + i)
+        self.put(s.to, (self.index(s.to_index) + i * self.dim(s.to_step) + j).ravel(), value.ravel())
 
     # ------------------------------------------------------------------ expressions
 

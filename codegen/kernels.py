@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stitch import access, dims, dtypes
 from stitch.access import Index
-from stitch.codegen import mapping, tiling
+from stitch.codegen import mapping, splitting, tiling
 from stitch.codegen.constants import Constant
 from stitch.codegen.loops import (
     Apply,
@@ -22,6 +23,7 @@ from stitch.codegen.loops import (
     Read,
     Stmt,
     Store,
+    Transpose,
     Use,
     expressions,
     walk,
@@ -36,10 +38,11 @@ from stitch.target import Target
 
 @dataclass(frozen=True, eq=False)
 class Lowered:
-    """A program, and what each of its parameters is."""
+    """A program, and what each of its parameters is; `own`: those that nothing outside the kernel needs."""
 
     program: Program
     parameters: tuple[Value | Constant, ...]
+    own: tuple[Value, ...] = ()
 
 
 def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
@@ -50,29 +53,39 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
     phases: list[Phase] = []
     tiles: list[Buffer] = []
     packed: dict[Buffer, Constant] = {}
+    parts: dict[Buffer, Value] = {}
     for part in kernel.phases:
         names.tiles.clear()
         names.registers.clear()
         if part.contraction is not None:
             loops, own, panels = tiling.phase(names, part, target)
             packed |= panels
+            phases.append(loops)
+            tiles += own
         else:
             work = nests(names, part)
             fixed = {b: v for v, b in names.buffers.items() if v in flow.producer and flow.producer[v].prim == "const"}
-            loops, own, relaid = mapping.phase(part.parallel, work, target, fixed)
-            packed |= relaid
-        phases.append(loops)
-        tiles += own
+            cut, new = splitting.split(splitting.Work(part.parallel, tuple(work)), 4 * target.lanes(dtypes.FLOAT32))
+            parts |= dict(new)
+            for piece in cut:
+                loops, own, relaid = mapping.phase(piece, target, fixed)
+                packed |= relaid
+                phases.append(loops)
+                tiles += own
     used = {b for p in phases for b in _buffers(p)}
     given: dict[Buffer, Value | Constant] = {b: v for v, b in names.buffers.items() if b in used}
-    given |= packed
-    return _program(phases, tuple(tiles), given)
+    return _program(phases, tuple(tiles), given | packed | parts, tuple(parts.values()))
 
 
-def _program(phases: list[Phase], tiles: tuple[Buffer, ...], given: dict[Buffer, Value | Constant]) -> Lowered:
+def _program(
+    phases: list[Phase],
+    tiles: tuple[Buffer, ...],
+    given: Mapping[Buffer, Value | Constant],
+    own: tuple[Value, ...] = (),
+) -> Lowered:
     program = Program("kernel", tuple(given), tiles, tuple(phases), symbols(phases, (*given, *tiles)))
     program.check()
-    return Lowered(program, tuple(given.values()))
+    return Lowered(program, tuple(given.values()), own)
 
 
 def _buffers(phase: Phase) -> set[Buffer]:
@@ -93,7 +106,7 @@ def _buffers(phase: Phase) -> set[Buffer]:
                 visit(e.value)
 
     for s in walk(phase.body):
-        for name in ("buffer", "a", "b"):
+        for name in ("buffer", "a", "b", "to", "source"):
             if isinstance(b := getattr(s, name, None), Buffer):
                 found.add(b)
         for e in expressions(s):
@@ -143,7 +156,7 @@ def symbols(phases: list[Phase], buffers: tuple[Buffer, ...]) -> tuple[str, ...]
         for s in walk(p.body):
             for e in expressions(s):
                 expr(e)
-            for name in ("index", "a_index", "b_index"):
+            for name in ("index", "a_index", "b_index", "to_index"):
                 if isinstance(i := getattr(s, name, None), Index):
                     index(i)
             if (axis := getattr(s, "axis", None)) is not None:
@@ -155,6 +168,12 @@ def symbols(phases: list[Phase], buffers: tuple[Buffer, ...]) -> tuple[str, ...]
                 for k in s.loops:
                     for d in (k.extent, k.a_stride, k.b_stride):
                         dim(d)
+            if isinstance(s, Transpose):
+                for d in (s.to_step, s.step, s.rows.extent, s.columns.extent):
+                    dim(d)
+                for clip in (s.row_clip, s.column_clip):
+                    if clip is not None:
+                        dim(clip.limit)
     return tuple(sorted(found))
 
 
@@ -172,7 +191,7 @@ def scatter(node: Node, target: Target) -> Lowered:
             given[read[v]] = v
     flat = access.Axis("i", out.size)
     copy = Nest((), (), (Store(to, access.of(flat), Read(read[data], access.of(flat))),))
-    first, _, _ = mapping.phase((flat,), [copy], target)
+    first, _, _ = mapping.phase(splitting.Work((flat,), (copy,)), target)
 
     moving = [access.Axis("u", d) for d in places[0].shape]
     rest = [access.Axis("r", data.shape[k]) for k in range(data.rank) if k not in axes]

@@ -22,6 +22,7 @@ from stitch.codegen import emit_storage as storage
 from stitch.codegen.emit_code import Writer
 from stitch.codegen.emit_dims import Dims
 from stitch.codegen.emit_kernels import tile_kernel
+from stitch.codegen.emit_math import vector_isa
 from stitch.codegen.emit_memory import ZEROS, Guard, Memory
 from stitch.codegen.emit_rules import identity, lanes_of, multiply_add, nodes, stored_in, unrolls
 from stitch.codegen.emit_values import LLVM, Operations, Value, literal
@@ -44,10 +45,12 @@ from stitch.codegen.loops import (
     Read,
     Stmt,
     Store,
+    Transpose,
     Use,
     expressions,
     walk,
 )
+from stitch.codegen.transpose import transpose_kernel
 from stitch.dims import Dim
 from stitch.target import Target
 
@@ -104,7 +107,7 @@ class _Phase:
     ) -> None:
         self.program, self.target, self.offsets, self.kernels = program, target, offsets, kernels
         self.w = Writer()
-        self.o = Operations(self.w, target.fma)
+        self.o = Operations(self.w, target.fma, vector_isa(target))
         words = len(program.buffers)
         self.words = {s: words + i for i, s in enumerate(program.symbols)}
         self.scratch = words + len(program.symbols)
@@ -168,6 +171,9 @@ class _Phase:
                 case Contract():
                     self._contract(s)
                     self._forget({s.tile})
+                case Transpose():
+                    self._transpose(s)
+                    self._forget({s.to})
 
     def _forget(self, buffers: Iterable[Buffer]) -> None:
         """Forgets expressions that read what has been, or will be, stored."""
@@ -361,7 +367,7 @@ class _Phase:
         a = Value(dtype, (lanes[0],))
         return combined(a, Value(dtype, (lanes[1],))) if len(lanes) == 2 else a
 
-    # ------------------------------------------------------------------ contractions
+    # ------------------------------------------------------------------ calls of shared functions
 
     def _contract(self, s: Contract) -> None:
         dtype = s.tile.dtype
@@ -375,6 +381,15 @@ class _Phase:
         given = f"ptr {a}, i64 {self.d.value(s.a_row)}, ptr {b}, ptr {self._base(s.tile)}, i64 {width}, ptr {table}"
         rows = f", i64 {self._trips(Axis('rows', s.rows), s.clip)}" if s.clip is not None else ""
         self.w.effect(f"call void @{name}({given}, i64 0{rows})", s.tile)
+
+    def _transpose(self, s: Transpose) -> None:
+        rows, columns = self._trips(s.rows, s.row_clip), self._trips(s.columns, s.column_clip)
+        numbers = (s.to_step, s.step, rows, columns)
+        fixed = tuple(x if isinstance(x, int) else None for x in numbers)
+        name = transpose_kernel(self.kernels, self.target, s.to.dtype.itemsize, *fixed)
+        to, source = self.m.pointer(s.to, s.to_index), self.m.pointer(s.source, s.index)
+        given = f"ptr {to}, i64 {self.d.value(s.to_step)}, ptr {source}, i64 {self.d.value(s.step)}"
+        self.w.effect(f"call void @{name}({given}, i64 {rows}, i64 {columns})", s.to)
 
     # ------------------------------------------------------------------ expressions
 

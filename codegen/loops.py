@@ -8,6 +8,7 @@ Grammar
              | Define(local, value)                        names a value for what follows in the same body
              | Store(buffer, index, value)
              | Contract(...)                               a register tile of a contraction, into a tile buffer
+             | Transpose(...)                              a block of one buffer, with its axes swapped, into another
     Fold     = local := op(local, value)                   after each iteration of a Loop's body; `local` afterwards
     Expr     = Literal | Read(buffer, index) | Use(local) | Position(index) | Apply(prim, args) | Guarded(...)
     Index    = offset + Σ coefficient · (axis | local)     in elements; coefficients and offsets are Dims
@@ -31,6 +32,8 @@ Semantics
 * `Contract` sets tile[i·width + j] for i < rows, j < width to Σ over its loops of a[i, k] · b[k, j]; `clip` limits the
   rows that exist. Rows beyond it are left undefined. (width = vectors · W, W being the lanes of the tile's dtype on
   the target.)
+* `Transpose` is a store of to[to_index + i·to_step + j] for each i < rows and j < columns, of the bits that are in
+  source[index + j·step + i]. `rows` and `columns` are only numbers here: their axes are in scope nowhere.
 
 Names are objects, not strings: two axes called `i` are different axes.
 """
@@ -206,7 +209,24 @@ class Contract:
     clip: Clip | None = None  # the rows that exist: min(clip.block, clip.limit − clip.block · outer); block == rows
 
 
-Stmt = Loop | Define | Store | Contract
+@dataclass(frozen=True)
+class Transpose:
+    """to[to_index + i·to_step + j] := source[index + j·step + i] for i < rows, j < columns: elements adjacent in the
+    source along i become adjacent along j. Both buffers have one dtype; elements are copied as they are stored."""
+
+    to: Buffer
+    to_index: Index
+    to_step: Dim  # elements from one i to the next in `to`
+    source: Buffer
+    index: Index
+    step: Dim  # elements from one j to the next in `source`
+    rows: Axis
+    columns: Axis
+    row_clip: Clip | None = None
+    column_clip: Clip | None = None
+
+
+Stmt = Loop | Define | Store | Contract | Transpose
 
 # ------------------------------------------------------------------ programs
 
@@ -265,7 +285,7 @@ def expressions(s: Stmt) -> tuple[Expr, ...]:
             return tuple(f.value for f in s.folds)
         case Define() | Store():
             return (s.value,)
-        case Contract():
+        case Contract() | Transpose():
             return ()
 
 
@@ -302,6 +322,14 @@ def _check_body(body: tuple[Stmt, ...], axes: set[Axis], known: set[Local], buff
                 assert {s.a, s.b, s.tile} <= set(buffers)
                 _check_index(s.a_index, axes, known)
                 _check_index(s.b_index, axes, known)
+            case Transpose():
+                assert not vector, "a transpose inside a vector loop"
+                assert {s.to, s.source} <= set(buffers)
+                assert s.to is not s.source, f"{s.to.name} is transposed into itself"
+                assert s.to.dtype == s.source.dtype, f"{s.to.name}: transpose of {s.source.dtype}"
+                assert all(c is None or c.outer in axes for c in (s.row_clip, s.column_clip)), "a clip by another axis"
+                _check_index(s.to_index, axes, known)
+                _check_index(s.index, axes, known)
 
 
 def _check_index(i: Index, axes: set[Axis], known: set[Local]) -> None:
@@ -389,10 +417,7 @@ class _Printer:
                 case Loop():
                     word = "vector" if s.mode == "vector" else "for"
                     times = f" x{s.unroll}" if s.unroll > 1 else ""
-                    extent = f"{s.axis.extent}"
-                    if s.clip:
-                        extent = f"min({s.clip.block}, {s.clip.limit} - {s.clip.block}*{self.name(s.clip.outer)})"
-                    lines.append(f"{pad}{word}{times} {self.name(s.axis)} < {extent}")
+                    lines.append(f"{pad}{word}{times} {self.name(s.axis)} < {self.extent(s.axis, s.clip)}")
                     lines += self.body(s.body, depth + 1)
                     for f in s.folds:
                         lines.append(f"{pad}  {self.name(f.local)} {f.op}= {self.expr(f.value)}")
@@ -406,7 +431,16 @@ class _Printer:
                         f"{pad}{self.name(s.tile)}[{s.rows}, {s.vectors}*W] := {self.name(s.a)}[{self.index(s.a_index)}"
                         f" + {s.a_row}*row] . {self.name(s.b)}[{self.index(s.b_index)} + lane] over {loops}"
                     )
+                case Transpose():
+                    sizes = f"{self.extent(s.rows, s.row_clip)}, {self.extent(s.columns, s.column_clip)}"
+                    lines.append(
+                        f"{pad}{self.name(s.to)}[{self.index(s.to_index)} + {s.to_step}*row + column] := "
+                        f"{self.name(s.source)}[{self.index(s.index)} + {s.step}*column + row] over {sizes}"
+                    )
         return lines
+
+    def extent(self, axis: Axis, clip: Clip | None) -> str:
+        return f"min({clip.block}, {clip.limit} - {clip.block}*{self.name(clip.outer)})" if clip else f"{axis.extent}"
 
     def index(self, i: Index) -> str:
         parts = [f"{self.name(v)}" if c == 1 else f"({c})*{self.name(v)}" for v, c in i.terms]

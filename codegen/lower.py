@@ -7,8 +7,8 @@ them, so that `stitch.codegen.mapping` can choose their order and which of them 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,12 +28,13 @@ from stitch.codegen.loops import (
     Stmt,
     Store,
     Use,
+    children,
 )
 from stitch.dims import Dim
 from stitch.graph import Value
 from stitch.ops.primitives import PRIMITIVES
 from stitch.stitching.schedule import Group, Kernel, Phase, Root
-from stitch.stitching.trace import Flow
+from stitch.stitching.trace import Flow, count
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +216,10 @@ class _Walk:
                 picks = []
                 for x, axis in zip(node.inputs[1:], node.attrs["axes"], strict=True):
                     limit = node.inputs[0].shape[axis]
-                    picks.append(Index(0, ((self._load(x, at[: x.rank], limit, guards), 1),)))
+                    counted = count(self.names.flow, x, at[: x.rank], limit)
+                    if counted is None:
+                        counted = Index(0, ((self._load(x, at[: x.rank], limit, guards), 1),))
+                    picks.append(counted)
                 return self.value(node.inputs[0], access.gather_index(node, at, picks), guards)
             case "pad":
                 bounds = access.bounds(node, at)
@@ -317,6 +321,18 @@ class Rewriter:
         return Nest(axes(n.kept), axes(n.reduced), body, folds, tuple(self.stmt(s) for s in n.after))
 
 
+def expressions(n: Nest) -> Iterator[Expr]:
+    """Every expression in a nest, shared ones once, operands after what they are operands of."""
+    stack = [s.value for s in (*n.body, *n.after) if isinstance(s, Store | Define)] + [f.value for f in n.folds]
+    seen: set[int] = set()
+    while stack:
+        e = stack.pop()
+        if id(e) not in seen:
+            seen.add(id(e))
+            yield e
+            stack += children(e)
+
+
 def indices(n: Nest) -> list[tuple[Buffer | None, Index, bool]]:
     """Every index in a nest: (buffer or None, index, is a store). Shared expressions count once."""
     out: list[tuple[Buffer | None, Index, bool]] = []
@@ -382,3 +398,23 @@ def cost(n: Nest) -> float:
         visit(f.value)
     return total
 
+
+class Retiler(Rewriter):
+    """Exchanges tile buffers for others of the same contents."""
+
+    def __init__(self, buffers: dict[Buffer, Buffer]) -> None:
+        super().__init__(lambda _, i: i)
+        self.buffers = buffers
+
+    def _expr(self, e: Expr) -> Expr:
+        out = super()._expr(e)
+        return replace(out, buffer=self.buffers.get(out.buffer, out.buffer)) if isinstance(out, Read) else out
+
+    def stmt(self, s: Stmt) -> Stmt:
+        out = super().stmt(s)
+        return replace(out, buffer=self.buffers.get(out.buffer, out.buffer)) if isinstance(out, Store) else out
+
+
+def tiles_of(nests: Sequence[Nest]) -> tuple[Buffer, ...]:
+    found = dict.fromkeys(b for n in nests for b, _, _ in indices(n) if b is not None and b.space == "tile")
+    return tuple(found)

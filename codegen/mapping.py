@@ -17,9 +17,11 @@ from functools import partial
 
 from stitch import access, dims
 from stitch.access import Axis, Index
+from stitch.codegen import across
 from stitch.codegen.constants import Constant, Relaid, inside
-from stitch.codegen.loops import Buffer, Clip, Define, Expr, Fold, Local, Loop, Phase, Read, Stmt, Store, Use
-from stitch.codegen.lower import Nest, Rewriter, cost, indices
+from stitch.codegen.loops import Buffer, Clip, Define, Expr, Fold, Local, Loop, Phase, Read, Stmt, Use
+from stitch.codegen.lower import Nest, Rewriter, cost, indices, tiles_of
+from stitch.codegen.splitting import Work
 from stitch.dims import Dim
 from stitch.graph import Value
 from stitch.stitching.schemes import estimate
@@ -34,33 +36,39 @@ CHUNK = 20_000
 GATHER, SCATTER = 32.0, 40.0
 """Cost of a strided vector load or store, in contiguous ones."""
 
-TURN = 64
-"""Length of the serial side of a block where the vector axis is strided in what is read."""
+OPEN = 512
+"""What an extent with symbols is taken to be at least, where lanes along it are weighed: loops over short rows are
+slow either way, but long ones had better be read as they lie."""
+
+TURNED = 6.0
+"""Cost of one that is transposed in registers."""
 
 
 def phase(
-    parallel: Sequence[Axis], nests: Sequence[Nest], target: Target, constants: Mapping[Buffer, Value] | None = None
+    given: Work, target: Target, constants: Mapping[Buffer, Value] | None = None
 ) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Constant]]:
     """The phase's loops, its tiles, and the constants that it reads in an order of its own."""
-    fixed = constants or {}
-    axes, work = merge(tuple(parallel), tuple(nests))
+    fixed, clips = constants or {}, given.clips
+    axes, work = merge(given)
     lanes = target.vector_bits // 32
 
-    def price(n: Nest, a: Axis) -> float:
-        return _axis_cost(n, a, lanes, fixed)
+    def price(n: Nest, a: Axis, beside: bool = False) -> float:
+        return _axis_cost(n, a, lanes, fixed, partial(across.turns, work, axes, a, n) if beside else None)
 
     own = [min((*n.kept, *n.reduced), key=partial(price, n), default=None) for n in work]
     rows = sum(weight(n, axes) * (price(n, a) if a is not None else _scalar(n)) for n, a in zip(work, own, strict=True))
-    across = {a: sum(weight(n, axes) * price(n, a) for n in work) for a in axes}
-    best = min(axes, key=across.__getitem__, default=None)
+    beside = {a: sum(weight(n, axes) * price(n, a, True) for n in work) for a in axes}
+    best = min(axes, key=beside.__getitem__, default=None)
     relaid: dict[Buffer, Constant] = {}
-    if best is not None and (across[best] <= rows or not any(own)):
+    if best is not None and (beside[best] <= rows or not any(own)):
         work = tuple(_relay(n, best, fixed, relaid) for n in work)
-        loops_, tiles = _across(axes, best, work, lanes)
-        return loops_, tiles, relaid
+        block = across.cut(axes, best, work, clips, BLOCK, target.l2_bytes)
+        return _across(block), block.tiles, relaid
     work = tuple(_relay(n, a, fixed, relaid) for n, a in zip(work, own, strict=True))
-    body = tuple(s for n, a in zip(work, own, strict=True) for s in ((*n.body, *n.after) if a is None else loops(n, a)))
-    return Phase(axes, body, grain(work)), tiles_of(work), relaid
+    body: list[Stmt] = []
+    for n, a in zip(work, own, strict=True):
+        body += (*n.body, *n.after) if a is None else loops(n, a, clips)
+    return Phase(axes, tuple(body), grain(work)), tiles_of(work), relaid
 
 
 def _relay(n: Nest, vector: Axis | None, constants: Mapping[Buffer, Value], found: dict[Buffer, Constant]) -> Nest:
@@ -103,21 +111,38 @@ def grain(nests: Sequence[Nest], points: Dim = 1) -> Dim:
 
 
 def weight(n: Nest, parallel: Sequence[Axis]) -> float:
-    return float(estimate(dims.product(a.extent for a in (*parallel, *n.kept, *n.reduced))))
+    """Points of a nest."""
+    points = float(estimate(dims.product(a.extent for a in parallel)))
+    for a in (*n.kept, *n.reduced):
+        points *= _likely(a)
+    return points
+
+
+def _likely(axis: Axis) -> int:
+    """The extent of a loop inside a task, where the order of loops is weighed."""
+    if isinstance(axis.extent, int):
+        return max(axis.extent, 1)
+    return max(estimate(axis.extent), OPEN)
 
 
 # ------------------------------------------------------------------ merging axes
 
 
-def merge(parallel: tuple[Axis, ...], nests: tuple[Nest, ...]) -> tuple[tuple[Axis, ...], tuple[Nest, ...]]:
-    """Joins axes as long as any two of one kind (parallel; kept or reduced of one nest) can be."""
+def merge(work: Work) -> tuple[tuple[Axis, ...], tuple[Nest, ...]]:
+    """Joins axes as long as any two of one kind (parallel; kept or reduced of one nest) can be. Axes that end early
+    stay as they are."""
+    parallel, nests = work.parallel, work.nests
     while (pair := _pair(parallel, [i for n in nests for _, i, _ in indices(n)])) is not None:
         joined, rewriter, rename = _joining(*pair)
         parallel = tuple(joined if a is pair[1] else a for a in parallel if a is not pair[0])
         nests = tuple(rewriter.nest(n, rename) for n in nests)
     out = []
     for n in nests:
-        while (pair := _pair(n.kept, own := [i for _, i, _ in indices(n)]) or _pair(n.reduced, own)) is not None:
+        while True:
+            own = [i for _, i, _ in indices(n)]
+            pair = _pair(n.kept, own) or _pair([a for a in n.reduced if a not in work.clips], own)
+            if pair is None:
+                break
             _, rewriter, rename = _joining(*pair)
             n = rewriter.nest(n, rename)
         out.append(n)
@@ -150,9 +175,16 @@ def _joining(outer: Axis, inner: Axis) -> tuple[Axis, Rewriter, dict[Axis, Axis 
 # ------------------------------------------------------------------ choosing the vector axis
 
 
-def _axis_cost(n: Nest, axis: Axis, lanes: int, constants: Container[Buffer] = ()) -> float:
-    """Cost per element of a nest whose vector axis is `axis`."""
+def _axis_cost(
+    n: Nest,
+    axis: Axis,
+    lanes: int,
+    constants: Container[Buffer] = (),
+    turns: Callable[[Index], bool] | None = None,
+) -> float:
+    """Cost per element of a nest whose vector axis is `axis`. `turns`: whether an access can be a transposed block."""
     total = cost(n)
+    extent = _likely(axis)
     moving = moving_locals(n, axis)
     for buffer, i, is_store in indices(n):
         c = i.coefficient(axis)
@@ -166,11 +198,12 @@ def _axis_cost(n: Nest, axis: Axis, lanes: int, constants: Container[Buffer] = (
             total += 2.0
         elif c == 0:
             total += SCATTER if is_store and axis not in n.reduced else 0.3
+        elif turns is not None and turns(i):
+            total += TURNED
         else:
             total += SCATTER if is_store else GATHER
     if axis in n.reduced:
-        total += 20.0 * lanes / max(estimate(axis.extent), 1)
-    extent = max(estimate(axis.extent), 1)
+        total += 20.0 * lanes / extent
     return total * (-(-extent // lanes) * lanes) / extent
 
 
@@ -201,7 +234,7 @@ def unroll(n: Nest, reduces: bool) -> int:
 
 
 def loops(
-    n: Nest, vector: Axis | None, clips: dict[Axis, Clip] | None = None, times: int | None = None
+    n: Nest, vector: Axis | None, clips: Mapping[Axis, Clip] | None = None, times: int | None = None
 ) -> tuple[Stmt, ...]:
     """A nest as statements; `vector` becomes the innermost of its kind and a vector loop."""
     clips = clips or {}
@@ -222,69 +255,14 @@ def loops(
     return body
 
 
-def _across(
-    axes: tuple[Axis, ...], axis: Axis, nests: tuple[Nest, ...], lanes: int
-) -> tuple[Phase, tuple[Buffer, ...]]:
-    """All nests inside one vector loop over a block of a parallel axis."""
-    axes, nests, clips = _turn(axes, axis, nests)
-    inner_loops = any(n.kept or n.reduced for n in nests)
-    times = 4 if not inner_loops else min((unroll(n, True) for n in nests), default=1)
-    if not inner_loops and sum(cost(n) for n in nests) > 24:
-        times = 2
-    block = lanes * times if inner_loops else BLOCK
-    whole = isinstance(axis.extent, int) and axis.extent <= block
-    if whole:
-        assert isinstance(axis.extent, int)
-        lane, outer, clip = axis, None, None
-        block = axis.extent
-        position = access.of(axis)
-    else:
-        outer = Axis(axis.name + "b", dims.ceil_div(axis.extent, block))
-        lane = Axis(axis.name, block)
-        clip = Clip(block, outer, axis.extent)
-        position = access.index(0, (outer, block), (lane, 1))
-    wide: dict[Buffer, Buffer] = {}
-
-    def change(buffer: Buffer | None, i: Index) -> Index:
-        i = i.substitute({axis: position})
-        if buffer is None or buffer.space == "global":
-            return i
-        return access.add(i.times(block), access.index(0, (lane, 1)))
-
-    rewriter = Rewriter(change)
-    moved = [rewriter.nest(n, {}) for n in nests]
-    for t in tiles_of(moved):
-        wide[t] = Buffer(t.name, t.dtype, t.size * block, "tile")
-    moved = [Retiler(wide).nest(n, {}) for n in moved]
-    inside = tuple(s for n in moved for s in loops(n, None, clips))
-    body = (Loop(lane, inside, (), "vector", clip, times),)
-    rest = tuple(outer if a is axis else a for a in axes if a is not axis or outer is not None)
-    return Phase(tuple(a for a in rest if a is not None), body, grain(moved, block)), tuple(wide.values())
-
-
-def _turn(
-    axes: tuple[Axis, ...], vector: Axis, nests: tuple[Nest, ...]
-) -> tuple[tuple[Axis, ...], tuple[Nest, ...], dict[Axis, Clip]]:
-    """Where plain elementwise work reads across the vector axis, the axis along which it would read contiguously
-    becomes a serial loop inside the task: what a cache line holds is then used while it is there.
-
-    Before: parallel (q, ...) { vector v: y[q, v] := x[v, q] }
-    after:  parallel (q / 64, ...) { vector v { for q % 64 } }
-    """
-    found = [i for n in nests for b, i, is_store in indices(n) if b is not None and not is_store]
-    strided = [i for i in found if i.coefficient(vector) not in (0, 1)]
-    along = next((a for i in strided for a in axes if a is not vector and i.coefficient(a) == 1), None)
-    if along is None or any(n.kept or n.reduced for n in nests):
-        return axes, nests, {}
-    if isinstance(along.extent, int) and along.extent <= 2 * TURN:
-        inner, outer, position, clips = along, None, access.of(along), {}
-    else:
-        inner, outer = Axis(along.name, TURN), Axis(along.name + "b", dims.ceil_div(along.extent, TURN))
-        position, clips = access.index(0, (outer, TURN), (inner, 1)), {inner: Clip(TURN, outer, along.extent)}
-    rewriter = Rewriter(lambda _, i: i.substitute({along: position}))
-    moved = tuple(replace(rewriter.nest(n, {}), kept=(inner,)) for n in nests)
-    rest = tuple(x for a in axes if (x := outer if a is along else a) is not None)
-    return rest, moved, clips
+def _across(block: across.Block) -> Phase:
+    """A block's nests, each in a vector loop over the lanes."""
+    inner_loops = any(n.kept or n.reduced for n in block.nests)
+    body: list[Stmt] = list(block.before)
+    for n in block.nests:
+        times = unroll(n, True) if inner_loops else 4 if cost(n) <= 24 else 2
+        body.append(Loop(block.lanes, loops(n, None, block.clips), (), "vector", block.clip, times))
+    return Phase(block.axes, (*body, *block.after), grain(block.nests, block.points))
 
 
 class Reader(Rewriter):
@@ -297,24 +275,3 @@ class Reader(Rewriter):
     def _expr(self, e: Expr) -> Expr:
         out = super()._expr(e)
         return self.read(out) if isinstance(out, Read) else out
-
-
-class Retiler(Rewriter):
-    """Exchanges tile buffers for others of the same contents."""
-
-    def __init__(self, buffers: dict[Buffer, Buffer]) -> None:
-        super().__init__(lambda _, i: i)
-        self.buffers = buffers
-
-    def _expr(self, e: Expr) -> Expr:
-        out = super()._expr(e)
-        return replace(out, buffer=self.buffers.get(out.buffer, out.buffer)) if isinstance(out, Read) else out
-
-    def stmt(self, s: Stmt) -> Stmt:
-        out = super().stmt(s)
-        return replace(out, buffer=self.buffers.get(out.buffer, out.buffer)) if isinstance(out, Store) else out
-
-
-def tiles_of(nests: Sequence[Nest]) -> tuple[Buffer, ...]:
-    found = dict.fromkeys(b for n in nests for b, _, _ in indices(n) if b is not None and b.space == "tile")
-    return tuple(found)

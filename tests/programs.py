@@ -33,6 +33,7 @@ from stitch.codegen.loops import (
     Read,
     Stmt,
     Store,
+    Transpose,
     Use,
 )
 from stitch.dims import Dim
@@ -281,6 +282,26 @@ class Builder:
         scope.locals += [f.local for f in folds]
         return Loop(axis, tuple(body), folds, "vector", clip, self.pick(1, 1, 2, 3, 4))
 
+    def transpose(self, scope: Scope, clip: Clip | None) -> Stmt:
+        """Of a part of a new buffer, into a part of another. A clip limits the rows."""
+        dtype = self.pick(FLOAT32, FLOAT32, FLOAT16, UINT8, INT64, BOOL)
+        rows, columns = Axis(self.name("r"), self.extent()), Axis(self.name("c"), self.extent())
+        first, limit, outer = Index(), rows.extent, scope.dimensions
+        if clip is not None:
+            rows, first, limit = Axis(rows.name, clip.block), index(0, (clip.outer, clip.block)), clip.limit
+            outer = [d for d in outer if d.at.coefficient(clip.outer) == 0]
+        to_step, step = columns.extent + self.pick(0, 0, 3), limit + self.pick(0, 0, 5)
+        to_index, at = first.times(to_step), first
+        size, stored = step * columns.extent, to_step * limit
+        for d in outer:
+            to_index, stored = _plus(to_index, d.at.times(stored)), stored * d.extent
+            if self.chance(70):
+                at, size = _plus(at, d.at.times(size)), size * d.extent
+        source = self.input(dtype, size)
+        to = Buffer(self.name("y"), dtype, stored)
+        self.outputs.append(to)
+        return Transpose(to, to_index, to_step, source, at, step, rows, columns, clip)
+
     def phase(self) -> Phase:
         axes = [Axis(self.name("p"), self.extent(small=True)) for _ in range(self.pick(0, 1, 1, 2))]
         scope = Scope([Dimension(a.extent, index(0, (a, 1))) for a in axes])
@@ -299,6 +320,8 @@ class Builder:
         tiles: list[tuple[Buffer, Dim]] = []
         for _ in range(self.pick(1, 2, 3)):
             body.append(self.vector_loop(scope, extent, tiles, clip))
+        if self.chance(25):
+            body.insert(self.pick(0, len(body)), self.transpose(scope, clip))
         if self.chance(50):
             body.append(self.output(scope))
         if around is not None:

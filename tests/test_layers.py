@@ -28,6 +28,7 @@ TABLE = """
     stitch.plan
 
     stitch.dims
+    stitch.ranges
     stitch.ops
     stitch.ops.host
     stitch.ops.primitives
@@ -53,6 +54,7 @@ TABLE = """
     stitch.simplify.contractions
     stitch.simplify.sinking
     stitch.simplify.hoisting
+    stitch.simplify.pieces
     stitch.simplify.passes
     stitch.simplify
     stitch.stitching
@@ -68,12 +70,16 @@ TABLE = """
     stitch.codegen
     stitch.codegen.loops
     stitch.codegen.polynomials
+    stitch.codegen.tables
     stitch.codegen.trigonometry
     stitch.codegen.mathlib
     stitch.codegen.bits
+    stitch.codegen.quotients
     stitch.codegen.contract
     stitch.codegen.constants
     stitch.codegen.lower
+    stitch.codegen.splitting
+    stitch.codegen.across
     stitch.codegen.mapping
     stitch.codegen.tiling
     stitch.codegen.kernels
@@ -81,11 +87,13 @@ TABLE = """
     stitch.codegen.interp
     stitch.codegen.emit_code
     stitch.codegen.emit_values
+    stitch.codegen.emit_math
     stitch.codegen.emit_dims
     stitch.codegen.emit_storage
     stitch.codegen.emit_primitives
     stitch.codegen.emit_memory
     stitch.codegen.emit_kernels
+    stitch.codegen.transpose
     stitch.codegen.llvm
     stitch.codegen.entry
     stitch.codegen.assemble

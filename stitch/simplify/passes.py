@@ -17,6 +17,7 @@ from stitch.simplify.folding import FOLDING
 from stitch.simplify.hoisting import Plans
 from stitch.simplify.movement import MOVEMENT
 from stitch.simplify.permutations import stays, weight
+from stitch.simplify.pieces import divide
 from stitch.simplify.sinking import SINKING
 
 _ROUNDS = 8  # a bound on repetition; real models settle in two to four
@@ -33,7 +34,7 @@ def simplify(graph: Graph) -> Graph:
         if _burden(after) >= _burden(graph):
             break
         graph = after
-    return graph
+    return _settled(divide(graph), tidy, fold)
 
 
 def _settled(graph: Graph, *passes: Callable[[Graph], Graph]) -> Graph:

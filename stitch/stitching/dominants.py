@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from stitch import access
-from stitch.access import Axis, Index
+from stitch.access import Axis, Index, Loaded
 from stitch.dims import Dim, quotient
 from stitch.graph import Node, Value
 from stitch.ops.primitives import PRIMITIVES, REDUCTIONS
@@ -238,6 +238,8 @@ def _join(current: Sequence[Group], j: int, k: int) -> Group | None:
         return None
     made = {r.value: r for r in first.roots}
     inner = [a for a in second.accesses if a.value in made]
+    if inner and second.reduced and _picks(first):
+        return None  # what it picks from is rather made at the same points, which a fold over them would forbid
     relation: dict[Axis, Axis] | None = None
     for a in inner:
         r = made[a.value]
@@ -262,6 +264,11 @@ def _join(current: Sequence[Group], j: int, k: int) -> Group | None:
     accesses = tuple({(a.value, a.at, a.linear): a for a in (*first.accesses, *kept)}.values())
     nodes = tuple(dict.fromkeys((*first.nodes, *moved.nodes)))
     return replace(first, roots=first.roots + moved.roots, accesses=accesses, nodes=nodes)
+
+
+def _picks(group: Group) -> bool:
+    """True for a group that reads elements by loaded indices."""
+    return any(isinstance(v, Loaded) for a in group.accesses for i in a.at for v, _ in i.terms)
 
 
 def _partial(group: Group) -> bool:

@@ -24,6 +24,9 @@ HINT = 64
 FEW = 16
 """Tasks below which a phase does not give up parallel axes to take in another group, if it has more without."""
 
+LONG = 1 << 16
+"""Elements from which a group's work at one point is cut over workers, if there are few points: a phase of its own."""
+
 
 def estimate(d: Dim) -> int:
     """A dim as a number, for decisions only."""
@@ -95,6 +98,8 @@ def _try(now: _Open, g: Group) -> tuple[list[Axis], Group] | None:
         return None
     before, after = now.tasks(now.axes), now.tasks(kept)
     if after < min(before, FEW) and not _small(now, g):
+        return None
+    if after < FEW and estimate(dims.product(a.extent for a in g.axes)) >= LONG * max(after, 1):
         return None
     taken = {relation[a]: a for a in kept}
     if len(taken) != len(kept):

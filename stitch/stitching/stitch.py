@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stitch import dtypes
+from stitch import dims, dtypes
 from stitch.graph import Graph, Node, Value
 from stitch.knobs import Scheme
 from stitch.ops.primitives import PRIMITIVES
@@ -31,7 +31,7 @@ def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL) -> Stit
     is a phase of its own, without "global" no kernel has more than one phase."""
     graph = materialise(legalise(graph))
     stops: set[Value] = {v for n in graph.nodes if n.prim in ("scatter", "host") for v in n.inputs}
-    stops |= set(graph.outputs)
+    stops |= set(graph.outputs) | _picked(graph)
     while True:
         flow = Flow(graph, stops)
         try:
@@ -62,6 +62,15 @@ def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme]) -> Stitched:
 
         kernels += _kernels(flow, f"k{k}", members, leaving, outside, budget, allowed)
     return Stitched(flow.graph, tuple(kernels))
+
+
+def _picked(graph: Graph) -> set[Value]:
+    """Gathers of few elements of something computed: made where it is computed, so that it need not be in memory."""
+    flow = Flow(graph)
+    found = [n for n in graph.nodes if n.prim == "gather" and flow.kind(n.inputs[0]) == "elementwise"]
+    return {
+        n.output for n in found if n.output.size != n.inputs[0].size and dims.prove_le(n.output.size, n.inputs[0].size)
+    }
 
 
 def _in_memory(flow: Flow, value: Value) -> bool:

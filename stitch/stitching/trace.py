@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from stitch import access
+from stitch import access, dims
 from stitch.access import Axis, Index, Loaded
+from stitch.dims import Dim
 from stitch.graph import Graph, Node, Value
 from stitch.ops.primitives import PRIMITIVES
 
@@ -62,7 +63,7 @@ class Flow:
             return (Edge(value, False),)
         if value not in self._edges:
             node = self.producer[value]
-            grows = node.prim in MANY and (node.prim != "broadcast" or node.inputs[0].size != value.size)
+            grows = _grows(node)
             out: dict[Value, bool] = {}
             for x in node.inputs:
                 for e in self.edges(x):
@@ -72,7 +73,7 @@ class Flow:
 
     def reads(self, node: Node) -> tuple[Edge, ...]:
         """Every computed or given value behind a node's operands."""
-        grows = node.output in self.stops and node.prim in MANY
+        grows = node.output in self.stops and _grows(node)
         out: dict[Value, bool] = {}
         for x in node.inputs:
             for e in self.edges(x):
@@ -83,6 +84,14 @@ class Flow:
     def scalars(self) -> frozenset[Value]:
         """Constants of one element: literals in the code, never memory."""
         return frozenset(n.output for n in self.graph.nodes if n.prim == "const" and n.attrs["array"].size == 1)
+
+
+def _grows(node: Node) -> bool:
+    """Whether a reader of the node's value sees more elements than its operand has: computing them there costs more."""
+    if node.prim not in MANY:
+        return False
+    before, after = node.inputs[0].size, node.output.size
+    return after != before if node.prim == "broadcast" else not dims.prove_le(after, before)
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,10 @@ def trace(
             loaded = []
             for x, axis in zip(node.inputs[1:], node.attrs["axes"], strict=True):
                 point = at[: x.rank]
+                counted = count(flow, x, point, node.inputs[0].shape[axis])
+                if counted is not None:
+                    loaded.append(counted)
+                    continue
                 visit(x, point, guarded)
                 key = (x, point)
                 loads.setdefault(key, Loaded("ix", x, point, node.inputs[0].shape[axis]))
@@ -167,6 +180,22 @@ def trace(
     for value, at in sources:
         visit(value, at, False, first=True)
     return Trace(tuple(accesses.values()), tuple(nodes))
+
+
+def count(flow: Flow, value: Value, at: tuple[Index, ...], limit: Dim) -> Index | None:
+    """The element at an index as an index itself, if the value counts (an iota, or a view of one) below `limit`."""
+    node = flow.producer.get(value)
+    while node is not None and flow.is_movement(value) and node.prim not in ("gather", "pad"):
+        try:
+            at = access.operand_index(node, at)
+        except (access.NotAffine, access.NeedsSplit):
+            return None
+        value = node.inputs[0]
+        node = flow.producer.get(value)
+    if node is None or node.prim != "iota":
+        return None
+    axis = node.attrs["axis"]
+    return at[axis] if dims.prove_le(value.shape[axis], limit) else None
 
 
 class Blocked(Exception):

@@ -1,0 +1,344 @@
+"""Lanes along a parallel axis: every group of a phase for a block of neighbouring points, side by side.
+
+    before: parallel (i, ...) { nest; nest }
+    after:  parallel (i / 64, ...) { [transposes in] vector i % 64 { nest } vector i % 64 { nest } [transposes out] }
+
+Each nest has a vector loop of its own, so that each keeps as many vectors in flight as its registers allow; what one
+point's number was in a register becomes a tile with a number for each lane.
+
+    stage      where a nest reads or stores elements that are adjacent along another axis than the vector's, the block
+               goes through a tile, transposed in registers, instead of being gathered or scattered
+    turn       plain elementwise work has no other axis: a parallel one becomes a loop in the task first
+    keep       what several nests read from rows far apart in a large buffer is kept, dense, by the first of them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from stitch import access, dims
+from stitch.access import Axis, Index
+from stitch.codegen.loops import (
+    Buffer,
+    Clip,
+    Define,
+    Expr,
+    Guarded,
+    Local,
+    Read,
+    Stmt,
+    Store,
+    Transpose,
+    Use,
+    children,
+)
+from stitch.codegen.lower import Nest, Retiler, Rewriter, expressions, indices, tiles_of
+from stitch.stitching.schemes import estimate
+
+TURN = 64
+"""Length of the other side of a block that is transposed."""
+
+ROWS = 64
+"""Lanes of a block in which nests have loops of their own: 256 bytes of each row of float32, or four cache lines."""
+
+LARGEST = 4096
+"""Elements for each lane from which a block is not staged: it would not stay in a cache."""
+
+
+def along(index: Index, vector: Axis, axes: Sequence[Axis]) -> Axis | None:
+    """The axis along which the elements of a strided access are adjacent, if a block over it and `vector` can be
+    transposed: all other axes that the access moves along stand still meanwhile."""
+    if index.coefficient(vector) in (0, 1, -1):
+        return None
+    found = [a for a in axes if a is not vector and index.coefficient(a) == 1]
+    if len(found) != 1 or any(not isinstance(v, Axis) for v, _ in index.terms):
+        return None
+    return found[0] if estimate(found[0].extent) <= LARGEST else None
+
+
+def turns(nests: Sequence[Nest], parallel: Sequence[Axis], vector: Axis, n: Nest, index: Index) -> bool:
+    """Whether an access of a nest will be a transposed block."""
+    if _side(index, vector, n) is not None:
+        return True
+    plain = not any(m.kept or m.reduced for m in nests)
+    return plain and along(index, vector, parallel) is not None
+
+
+def _side(index: Index, vector: Axis, n: Nest) -> Axis | None:
+    """The axis of the nest itself along which a strided access is adjacent, if it is the only one that moves it."""
+    own = (*n.kept, *n.reduced)
+    inner = along(index, vector, own)
+    return None if any(a is not inner and index.coefficient(a) != 0 for a in own) else inner
+
+
+@dataclass
+class _Tiles:
+    """The tiles of a block; sizes are for one lane until the end."""
+
+    vector: Axis
+    start: Mapping[Axis, Index]  # the vector axis at the block's first lane
+    lanes: Axis
+    clip: Clip | None
+    clips: Mapping[Axis, Clip]
+    block: int
+    before: list[Transpose] = field(default_factory=list)
+    after: list[Transpose] = field(default_factory=list)
+    staged: dict[tuple[object, ...], Buffer] = field(default_factory=dict)
+
+    def read(self, e: Read, inner: Axis) -> Read:
+        """A read from a block that is transposed into a tile before."""
+        key = (e.buffer, e.index.substitute({inner: access.ZERO}), inner.extent)
+        if key not in self.staged:
+            tile = self.staged[key] = Buffer("s", e.buffer.dtype, inner.extent, "tile")
+            first = e.index.substitute({**self.start, inner: access.ZERO})
+            self.before.append(
+                Transpose(
+                    tile, access.ZERO, self.block, e.buffer, first, e.index.coefficient(self.vector),
+                    Axis("rows", inner.extent), self.lanes, self.clips.get(inner), self.clip,
+                )
+            )  # fmt: skip
+        return Read(self.staged[key], access.of(inner))
+
+    def store(self, s: Store, inner: Axis) -> Store:
+        """A store to a tile that is transposed into its place afterwards."""
+        tile = Buffer("o", s.buffer.dtype, inner.extent, "tile")
+        first = s.index.substitute({**self.start, inner: access.ZERO})
+        self.after.append(
+            Transpose(
+                s.buffer, first, s.index.coefficient(self.vector), tile, access.ZERO, self.block,
+                self.lanes, Axis("columns", inner.extent), self.clip, self.clips.get(inner),
+            )
+        )  # fmt: skip
+        return Store(tile, access.of(inner), s.value)
+
+
+class _Stage(Rewriter):
+    """One nest, its strided accesses staged where they can be."""
+
+    def __init__(self, tiles: _Tiles, nest: Nest, stored: frozenset[Buffer], read: frozenset[Buffer]) -> None:
+        super().__init__(lambda _, i: i)
+        self.tiles, self.subject, self.stored, self.seen = tiles, nest, stored, read
+        self.guarded = _guarded(nest)
+
+    def _expr(self, e: Expr) -> Expr:
+        if isinstance(e, Read) and e.buffer.space == "global" and e.buffer not in self.stored:
+            inner = _side(e.index, self.tiles.vector, self.subject)
+            if inner is not None and id(e) not in self.guarded:
+                return self.tiles.read(e, inner)
+        return super()._expr(e)
+
+    def stmt(self, s: Stmt) -> Stmt:
+        out = super().stmt(s)
+        if isinstance(out, Store) and out.buffer.space == "global" and out.buffer not in self.seen:
+            inner = _side(out.index, self.tiles.vector, self.subject)
+            if inner is not None:
+                return self.tiles.store(out, inner)
+        return out
+
+
+def _guarded(n: Nest) -> set[int]:
+    """The reads under a guard: elsewhere they may be out of range."""
+    found: set[int] = set()
+    seen: set[tuple[int, bool]] = set()
+    values = [s.value for s in (*n.body, *n.after) if isinstance(s, Define | Store)] + [f.value for f in n.folds]
+    stack = [(e, False) for e in values]
+    while stack:
+        e, inside = stack.pop()
+        if (id(e), inside) in seen:
+            continue
+        seen.add((id(e), inside))
+        if inside and isinstance(e, Read):
+            found.add(id(e))
+        stack += [(c, inside or isinstance(e, Guarded)) for c in children(e)]
+    return found
+
+
+class _Spread(Rewriter):
+    """Puts what other nests know as a local into tiles with a number for each lane."""
+
+    def __init__(self, tiles: Mapping[Local, Buffer]) -> None:
+        super().__init__(lambda _, i: i)
+        self.tiles = tiles
+        self.own: set[Local] = set()
+
+    def _expr(self, e: Expr) -> Expr:
+        if isinstance(e, Use) and e.local in self.tiles and e.local not in self.own:
+            return Read(self.tiles[e.local], access.ZERO)
+        return super()._expr(e)
+
+    def whole(self, n: Nest) -> Nest:
+        self.own = {s.local for s in n.body if isinstance(s, Define)} | {f.local for f in n.folds}
+        self.memo.clear()
+        out = self.nest(n, {})
+        body = tuple(t for s in out.body for t in (s, *self._kept(s.local if isinstance(s, Define) else None)))
+        spilled = tuple(t for f in out.folds for t in self._kept(f.local))
+        return replace(out, body=body, after=(*spilled, *out.after))
+
+    def _kept(self, local: Local | None) -> tuple[Store, ...]:
+        if local not in self.tiles or local is None:
+            return ()
+        return (Store(self.tiles[local], access.ZERO, Use(local)),)
+
+
+def spread(nests: Sequence[Nest]) -> tuple[Nest, ...]:
+    """Nests that share no locals."""
+    made: dict[Local, int] = {}
+    for k, n in enumerate(nests):
+        made |= {s.local: k for s in n.body if isinstance(s, Define)} | {f.local: k for f in n.folds}
+    used = [{e.local for e in expressions(n) if isinstance(e, Use)} for n in nests]
+    shared = {x for k, found in enumerate(used) for x in found if made[x] != k}
+    tiles = {x: Buffer(x.name, x.dtype, 1, "tile") for x in made if x in shared}
+    writer = _Spread(tiles)
+    return tuple(writer.whole(n) for n in nests)
+
+
+class _Keep(Rewriter):
+    """Keeps what a nest reads in tiles, or reads the tiles of those before it."""
+
+    def __init__(self, tiles: Mapping[tuple[object, ...], Buffer], vector: Axis) -> None:
+        super().__init__(lambda _, i: i)
+        self.tiles, self.vector = tiles, vector
+        self.full: set[Buffer] = set()
+        self.axis: Axis | None = None
+
+    def _expr(self, e: Expr) -> Expr:
+        if isinstance(e, Read) and self.axis is not None:
+            tile = self.tiles.get(_row_key(e, self.axis, self.vector))
+            if tile in self.full:
+                return Read(tile, access.of(self.axis))
+        return super()._expr(e)
+
+    def whole(self, n: Nest, first: Sequence[Read]) -> Nest:
+        """`first`: reads that no nest before this one has."""
+        self.axis = _only_axis(n)
+        self.memo.clear()
+        out = self.nest(n, {})
+        if self.axis is None:
+            return out
+        stores = []
+        for e in first:
+            tile = self.tiles.get(_row_key(e, self.axis, self.vector))
+            if tile is not None and tile not in self.full:
+                self.full.add(tile)
+                stores.append(Store(tile, access.of(self.axis), self.expr(e)))
+        return replace(out, body=(*stores, *out.body))
+
+
+def _only_axis(n: Nest) -> Axis | None:
+    own = (*n.kept, *n.reduced)
+    return own[0] if len(own) == 1 else None
+
+
+def _row_key(e: Read, axis: Axis, vector: Axis) -> tuple[object, ...]:
+    """Equal for reads of the same elements by loops of their own."""
+    if e.buffer.space == "tile" or e.index.coefficient(vector) != 1 or e.index.coefficient(axis) == 0:
+        return ()
+    return (e.buffer, e.index.substitute({axis: access.ZERO}), e.index.coefficient(axis), axis.extent)
+
+
+def keep(nests: Sequence[Nest], vector: Axis, large: int, block: int) -> tuple[Nest, ...]:
+    """Nests of which the first one to read rows of a buffer of more than `large` bytes leaves them in a tile."""
+    stored = {b for n in nests for b, _, is_store in indices(n) if is_store}
+    count: dict[tuple[object, ...], list[int]] = {}
+    reads: list[list[Read]] = []
+    for k, n in enumerate(nests):
+        axis = _only_axis(n)
+        found = [] if axis is None else [e for e in _reads(n) if e.buffer not in stored]
+        reads.append(found)
+        for e in found:
+            assert axis is not None
+            key = _row_key(e, axis, vector)
+            whole = estimate(e.buffer.size) * e.buffer.dtype.itemsize
+            if key and whole > large and estimate(axis.extent) * block * e.buffer.dtype.itemsize <= 4 * large:
+                count.setdefault(key, []).append(k)
+    tiles = {
+        key: Buffer("k", key[0].dtype, key[3], "tile")  # type: ignore[attr-defined, arg-type]
+        for key, users in count.items() if len(set(users)) > 1
+    }  # fmt: skip
+    if not tiles:
+        return tuple(nests)
+    writer = _Keep(tiles, vector)
+    return tuple(writer.whole(n, found) for n, found in zip(nests, reads, strict=True))
+
+
+def _reads(n: Nest) -> list[Read]:
+    """The unguarded reads of a nest."""
+    guarded = _guarded(n)
+    return [e for e in expressions(n) if isinstance(e, Read) and id(e) not in guarded]
+
+
+def _turn(
+    axes: tuple[Axis, ...], vector: Axis, nests: tuple[Nest, ...]
+) -> tuple[tuple[Axis, ...], tuple[Nest, ...], dict[Axis, Clip]]:
+    """Where plain elementwise work has elements adjacent along another parallel axis, that becomes a loop in the task.
+
+    before: parallel (q, ...) { vector v: y[q, v] := x[v, q] }
+    after:  parallel (q / 64, ...) { for q % 64 { vector v } }
+    """
+    found = [i for n in nests for b, i, _ in indices(n) if b is not None]
+    side = next((a for i in found if (a := along(i, vector, axes)) is not None), None)
+    if side is None or any(n.kept or n.reduced for n in nests):
+        return axes, nests, {}
+    if isinstance(side.extent, int) and side.extent <= 2 * TURN:
+        inner, outer, position, clips = side, None, access.of(side), {}
+    else:
+        inner, outer = Axis(side.name, TURN), Axis(side.name + "b", dims.ceil_div(side.extent, TURN))
+        position, clips = access.index(0, (outer, TURN), (inner, 1)), {inner: Clip(TURN, outer, side.extent)}
+    rewriter = Rewriter(lambda _, i: i.substitute({side: position}))
+    moved = tuple(replace(rewriter.nest(n, {}), kept=(inner,)) for n in nests)
+    rest = tuple(x for a in axes if (x := outer if a is side else a) is not None)
+    return rest, moved, clips
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A phase whose tasks are blocks of lanes: transposes, the nests with their lanes' loop around each, transposes."""
+
+    axes: tuple[Axis, ...]
+    before: tuple[Transpose, ...]
+    nests: tuple[Nest, ...]
+    after: tuple[Transpose, ...]
+    tiles: tuple[Buffer, ...]
+    lanes: Axis
+    clip: Clip | None
+    clips: Mapping[Axis, Clip]
+    points: int
+
+
+def cut(
+    axes: tuple[Axis, ...], vector: Axis, nests: tuple[Nest, ...], clips: Mapping[Axis, Clip], plain: int, large: int
+) -> Block:
+    """All nests for blocks of `vector`. `plain`: lanes of a block in which nothing else is looped over; `large`: bytes
+    from which a buffer is not read twice in an order that is not its own."""
+    axes, nests, turned = _turn(axes, vector, nests)
+    clips = {**clips, **turned}
+    block = ROWS if any(n.kept or n.reduced for n in nests) else plain
+    lanes, outer, clip, start = Axis(vector.name, block), None, None, access.ZERO
+    if isinstance(vector.extent, int) and vector.extent <= block:
+        lanes, block = vector, vector.extent
+    else:
+        outer = Axis(vector.name + "b", dims.ceil_div(vector.extent, block))
+        clip, start = Clip(block, outer, vector.extent), access.index(0, (outer, block))
+    nests = keep(spread(nests), vector, large, block)
+    tiles = _Tiles(vector, {vector: start}, lanes, clip, clips, block)
+    stored = frozenset(b for n in nests for b, _, is_store in indices(n) if is_store and b is not None)
+    read = frozenset(b for n in nests for b, _, is_store in indices(n) if not is_store and b is not None)
+    nests = tuple(_Stage(tiles, n, stored, read).nest(n, {}) for n in nests)
+    position = access.add(start, access.of(lanes))
+
+    def change(buffer: Buffer | None, i: Index) -> Index:
+        if buffer is None or buffer.space == "global":
+            return i.substitute({vector: position})
+        return access.add(i.times(block), access.of(lanes))
+
+    rewriter = Rewriter(change)
+    nests = tuple(rewriter.nest(n, {}) for n in nests)
+    wide = {t: Buffer(t.name, t.dtype, t.size * block, "tile") for t in tiles_of(nests)}
+    retiler = Retiler(wide)
+    before = tuple(replace(t, to=wide[t.to]) for t in tiles.before)
+    after = tuple(replace(t, source=wide[t.source]) for t in tiles.after)
+    rest = tuple(x for a in axes if (x := outer if a is vector else a) is not None)
+    return Block(
+        rest, before, tuple(retiler.nest(n, {}) for n in nests), after, tuple(wide.values()), lanes, clip, clips, block
+    )
