@@ -5,12 +5,14 @@ Values are arrays of float32, int32 or bool; constants have shape (1,) and broad
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stitch.codegen.mathlib import FUNCTIONS
+from stitch.codegen.polynomials import scale_in_steps, split_in_steps
 
 Lanes = npt.NDArray[Any]
 
@@ -161,6 +163,16 @@ class NumpyBuilder:
 
     def tofloat(self, i: Lanes) -> Lanes:
         return i.astype(np.float32)
+
+    def scale(self, p: Lanes, n: Lanes) -> Lanes:
+        return scale_in_steps(self, p, n)
+
+    def lookup(self, table: Sequence[float], i: Lanes) -> Lanes:
+        found: Lanes = np.array(table, np.float32)[i & 15]
+        return found
+
+    def split(self, x: Lanes) -> tuple[Lanes, Lanes]:
+        return split_in_steps(self, x)
 
 
 def _sum_to_odd(p: Lanes, c: Lanes) -> Lanes:

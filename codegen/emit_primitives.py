@@ -13,14 +13,24 @@ import numpy as np
 
 from stitch import dtypes
 from stitch.codegen import mathlib
-from stitch.codegen.emit_values import MathBuilder, Operations, Value, literal
-from stitch.dtypes import BOOL, FLOAT64, INT32
+from stitch.codegen.emit_math import MachineMath
+from stitch.codegen.emit_values import Operations, Value, literal, number_of
+from stitch.codegen.quotients import reciprocal
+from stitch.dtypes import BOOL, FLOAT32, FLOAT64, INT32
+from stitch.ranges import Range, range_of
 
 Rule = Callable[..., Value]
 
 
 def apply(o: Operations, prim: str, args: Sequence[Value], dtype: np.dtype) -> Value:
     """The value of a primitive. `dtype` is the result's, which only casts need."""
+    value = _applied(o, prim, args, dtype)
+    if value not in args:
+        o.made.setdefault(value, (prim, tuple(args)))
+    return value
+
+
+def _applied(o: Operations, prim: str, args: Sequence[Value], dtype: np.dtype) -> Value:
     match prim:
         case "cast":
             return cast(o, args[0], dtype)
@@ -58,6 +68,8 @@ def cast(o: Operations, x: Value, to: np.dtype) -> Value:
             return o.compare("une" if kind == "float" else "ne", x, literal(0, source))
         case "float", kind:
             return _float_to_integer(o, x, to, kind == "signed")
+        case "bool", "float":
+            return o.select(x, literal(1, to), literal(0, to))
         case kind, "float":
             return o.convert("sitofp" if kind == "signed" else "uitofp", x, to)
         case kind, _:
@@ -67,16 +79,115 @@ def cast(o: Operations, x: Value, to: np.dtype) -> Value:
 
 
 def _float_to_integer(o: Operations, x: Value, to: np.dtype, signed: bool) -> Value:
+    """Truncated and saturated; NaN is 0. What the range of x rules out is not asked for."""
+    known = _range(o, x)
+    low, high = dtypes.lowest(to), dtypes.highest(to)
     if to.itemsize >= 4:
-        name = "fptosi.sat" if signed else "fptoui.sat"
-        size = f"v{o.width}" if x.varying else ""
-        bits = 8 * x.dtype.itemsize
-        return o.intrinsic(name, to, x, mangled=f".{size}i{8 * to.itemsize}.{size}f{bits}")
+        if known.inside(low, high) and (signed or high < 2**32 or known.high < 2**63):
+            whole = o.convert("fptosi" if signed or known.high < 2**31 else "fptoui", x, to)
+            return _number_or_zero(o, x, whole) if known.nan else whole
+        return _saturated(o, x, to, signed)
+    rounded = _rint_operand(o, x, low, high)
+    if rounded is not None:
+        return o.convert("trunc", _narrow_integer(o, rounded, True, known.nan), to)
+    number = x
+    if known.low < low:
+        number = o.select(o.compare("olt", number, literal(low, x.dtype)), literal(low, x.dtype), number)
+    if known.high > high:
+        number = o.select(o.compare("ogt", number, literal(high, x.dtype)), literal(high, x.dtype), number)
+    return o.convert("trunc", _narrow_integer(o, number, False, known.nan), to)
+
+
+def _saturated(o: Operations, x: Value, to: np.dtype, signed: bool) -> Value:
+    """To 32 or 64 bits. LLVM takes the lanes of a vector one by one."""
+    if not x.varying or o.isa == "neon":
+        return _saturating(o, "fptosi.sat" if signed else "fptoui.sat", x, to)
     low, high = literal(dtypes.lowest(to), x.dtype), literal(dtypes.highest(to), x.dtype)
-    number = o.select(o.compare("ord", x, x), x, literal(0, x.dtype))
-    number = o.select(o.compare("olt", number, low), low, number)
-    number = o.select(o.compare("ogt", number, high), high, number)
-    return o.convert("trunc", o.convert("fptosi", number, INT32), to)
+    top = np.nextafter(np.asarray(dtypes.highest(to), x.dtype), np.asarray(0, x.dtype))  # of which an integer is made
+    exact = int(np.asarray(dtypes.highest(to), x.dtype)) == dtypes.highest(to)
+    most = high if exact else literal(float(top), x.dtype)
+    number = o.select(o.compare("ogt", x, low), x, low)
+    number = o.select(o.compare("olt", number, most), number, most)
+    whole = o.convert("fptosi" if signed else "fptoui", number, to)
+    whole = whole if exact else o.select(o.compare("oge", x, high), literal(dtypes.highest(to), to), whole)
+    return _number_or_zero(o, x, whole)
+
+
+def _saturating(o: Operations, name: str, x: Value, to: np.dtype) -> Value:
+    size = f"v{o.width}" if x.varying else ""
+    bits = 8 * x.dtype.itemsize
+    return o.intrinsic(name, to, x, mangled=f".{size}i{8 * to.itemsize}.{size}f{bits}")
+
+
+def _number_or_zero(o: Operations, x: Value, then: Value) -> Value:
+    """`then` where x is a number; else 0. Chosen after the conversion: AVX-512 makes one instruction of the two."""
+    return o.select(o.compare("ord", x, x), then, literal(0, then.dtype))
+
+
+X86_TO_INTEGER = {
+    16: ("x86.avx512.mask.{}ps2dq", ".512", "<16 x i32> zeroinitializer, i16 -1, i32 4"),
+    8: ("x86.avx.{}.ps2dq", ".256", ""),
+    4: ("x86.sse2.{}ps2dq", "", ""),
+}
+"""The instruction for so many lanes. It makes -2^31 of NaN, whose low bits are 0."""
+
+
+def _narrow_integer(o: Operations, x: Value, nearest: bool, nan: bool) -> Value:
+    """An int32, of which the low 16 bits count: x, of 24 bits, truncated or rounded half to even; and 0 for NaN."""
+    known = x.varying and x.dtype == FLOAT32 and o.isa.startswith("avx") and o.width in X86_TO_INTEGER
+    if known and (o.width < 16 or o.isa == "avx512") and (nan or nearest):
+        name, size, rest = X86_TO_INTEGER[o.width]
+        prefix, _, last = name.format("cvt" if nearest else "cvtt").rpartition(".")
+        return o.intrinsic(prefix, INT32, x, mangled=f".{last}{size}", extra=rest)
+    if nearest:
+        x = o.intrinsic("rint", x.dtype, x)
+    if nan and o.isa == "neon" and x.dtype == FLOAT32:
+        return _saturating(o, "fptosi.sat", x, INT32)
+    whole = o.convert("fptosi", x, INT32)
+    return _number_or_zero(o, x, whole) if nan else whole
+
+
+def _rint_operand(o: Operations, x: Value, low: float, high: float) -> Value | None:
+    """y with x = rint(y), if x is a rounded value within these bounds: it is clamped before it is rounded, which one
+    instruction then does together with the conversion."""
+    clamps = []
+    inner = x
+    while (made := o.made.get(inner)) is not None and made[0] in ("max", "min"):
+        bound = number_of(made[1][1])
+        if bound is None or bound % 1 != 0:
+            return None
+        clamps.append((made[0], made[1][1]))
+        inner = made[1][0]
+    if made is not None and made[0] == "add" and number_of(made[1][1]) == 0:
+        made = o.made.get(made[1][0])
+    if made is None or made[0] != "rint" or x.dtype != FLOAT32 or not _range(o, x).inside(low, high):
+        return None
+    y = _quotient(o, made[1][0])
+    for prim, limit in reversed(clamps):
+        y = TABLE[prim, "float"](o, y, limit)
+    return y
+
+
+def _range(o: Operations, x: Value) -> Range:
+    def look(v: Value) -> Any:
+        n = number_of(v)
+        return o.made.get(v) if n is None else n
+
+    return range_of(x, look)
+
+
+def _quotient(o: Operations, x: Value) -> Value:
+    """x; or, if it is a number divided by a constant, what has the same integer next to it without the division."""
+    made = o.made.get(x)
+    if made is None or made[0] != "div" or x.dtype != FLOAT32 or not o.has_fma:
+        return x
+    a, b = made[1]
+    divisor = number_of(b)
+    parts = None if divisor is None else reciprocal(divisor)
+    if parts is None:
+        return x
+    head, rest = (literal(p, FLOAT32) for p in parts)
+    return o.fma(a, head, o.binary("fmul", a, rest))
 
 
 def _bitcast(o: Operations, x: Value, to: np.dtype) -> Value:
@@ -90,29 +201,56 @@ def _bitcast(o: Operations, x: Value, to: np.dtype) -> Value:
 
 def _nonzero(o: Operations, b: Value, signed: bool) -> tuple[Value, Value, Value]:
     """A divisor that cannot trap (1 for 0, and for -1, by which the smallest number overflows), and where it was."""
+    n = number_of(b)
+    if n is not None:  # left to be folded, it would be computed outside the loop, and the divisor not known inside
+        trap = n == 0 or (signed and n == -1)
+        return (literal(1, b.dtype) if trap else b), literal(n == 0, BOOL), literal(signed and n == -1, BOOL)
     zero = o.compare("eq", b, literal(0, b.dtype))
     minus = o.compare("eq", b, literal(-1, b.dtype)) if signed else literal(False, BOOL)
-    trap = o.binary("or", zero, minus) if signed else zero
-    return o.select(trap, literal(1, b.dtype), b), zero, minus
+    trap_ = o.binary("or", zero, minus) if signed else zero
+    return o.select(trap_, literal(1, b.dtype), b), zero, minus
+
+
+def _divided(o: Operations, a: Value, b: Value, signed: bool) -> Value:
+    """a / b, truncated, for b that cannot trap. Vectors are divided as floats: no quotient of n bits is within a part
+    in 2^n of an integer that it does not reach. Only a few machines divide vectors of integers."""
+    size = a.dtype.itemsize
+    if number_of(b) is not None or size == 8 or not (a.varying or b.varying):
+        return o.binary("sdiv" if signed else "udiv", a, b)
+    real = FLOAT64 if size == 4 else FLOAT32
+    to, back = ("sitofp", "fptosi") if signed else ("uitofp", "fptoui")
+    return o.convert(back, o.binary("fdiv", o.convert(to, a, real), o.convert(to, b, real)), a.dtype)
+
+
+def _remainder(o: Operations, a: Value, b: Value, signed: bool) -> Value:
+    safe = _nonzero(o, b, signed)[0]
+    if number_of(b) is not None or a.dtype.itemsize == 8 or not (a.varying or b.varying):
+        return o.binary("srem" if signed else "urem", a, safe)
+    return o.binary("sub", a, o.binary("mul", _divided(o, a, safe, signed), safe))
+
+
+def _chosen(o: Operations, c: Value, a: Value, b: Value) -> Value:
+    n = number_of(c)
+    return o.select(c, a, b) if n is None else a if n else b
 
 
 def _signed_div(o: Operations, a: Value, b: Value) -> Value:
     safe, zero, minus = _nonzero(o, b, True)
-    q = o.select(minus, _negate(o, a), o.binary("sdiv", a, safe))
-    return o.select(zero, literal(0, a.dtype), q)
+    q = _chosen(o, minus, _negate(o, a), _divided(o, a, safe, True))
+    return _chosen(o, zero, literal(0, a.dtype), q)
 
 
 def _unsigned_div(o: Operations, a: Value, b: Value) -> Value:
     safe, zero, _ = _nonzero(o, b, False)
-    return o.select(zero, literal(0, a.dtype), o.binary("udiv", a, safe))
+    return _chosen(o, zero, literal(0, a.dtype), _divided(o, a, safe, False))
 
 
 def _signed_rem(o: Operations, a: Value, b: Value) -> Value:
-    return o.binary("srem", a, _nonzero(o, b, True)[0])
+    return _remainder(o, a, b, True)
 
 
 def _unsigned_rem(o: Operations, a: Value, b: Value) -> Value:
-    return o.binary("urem", a, _nonzero(o, b, False)[0])
+    return _remainder(o, a, b, False)
 
 
 def _signed_mod(o: Operations, a: Value, b: Value) -> Value:
@@ -160,6 +298,8 @@ def _extreme(predicate: str) -> Rule:
     """b if it is beyond a, or NaN; else a. x86's own instruction gives a if one is NaN."""
 
     def extreme(o: Operations, a: Value, b: Value) -> Value:
+        if is_literal(a) and number_of(a) == number_of(a):
+            return o.select(o.compare(predicate.replace("o", "u", 1), b, a), b, a)
         value = o.select(o.compare(predicate, b, a), b, a)
         return value if is_literal(b) else o.select(o.compare("uno", b, b), b, value)
 
@@ -167,10 +307,10 @@ def _extreme(predicate: str) -> Rule:
 
 
 def _float_sign(o: Operations, x: Value) -> Value:
+    """0 for -0; NaN stays."""
     zero = literal(0, x.dtype)
-    same = o.select(o.compare("oeq", x, zero), zero, x)  # 0 for -0; NaN stays
-    down = o.select(o.compare("olt", x, zero), literal(-1, x.dtype), same)
-    return o.select(o.compare("ogt", x, zero), literal(1, x.dtype), down)
+    one = o.intrinsic("copysign", x.dtype, literal(1, x.dtype), x)
+    return o.select(o.compare("one", x, zero), one, o.binary("fadd", x, zero))
 
 
 def _fmod(o: Operations, a: Value, b: Value) -> Value:
@@ -202,6 +342,10 @@ def _rounding(name: str) -> Rule:
     return lambda o, x: o.intrinsic(name, x.dtype, x)
 
 
+def _rint(o: Operations, x: Value) -> Value:
+    return o.intrinsic("rint", x.dtype, _quotient(o, x))
+
+
 def _pair(name: str) -> Rule:
     return lambda o, a, b: o.intrinsic(name, a.dtype, a, b)
 
@@ -223,7 +367,7 @@ def _from_library(name: str) -> Rule:
     def rule(o: Operations, *args: Value) -> Value:
         if args[0].dtype == FLOAT64:
             return DOUBLES[name](o, *args) if name in DOUBLES else o.libm(name, *args)
-        result: Value = build(MathBuilder(o), *args)
+        result: Value = build(MachineMath(o), *args)
         return result
 
     return rule
@@ -260,7 +404,7 @@ ROWS: dict[str, dict[str, Rule]] = {
     },
     "floor": {"float": _rounding("floor"), "signed": _same, "unsigned": _same, "bool": _same},
     "ceil": {"float": _rounding("ceil"), "signed": _same, "unsigned": _same, "bool": _same},
-    "rint": {"float": _rounding("rint"), "signed": _same, "unsigned": _same, "bool": _same},
+    "rint": {"float": _rint, "signed": _same, "unsigned": _same, "bool": _same},
     "sign": {"float": _float_sign, "signed": _integer_sign, "unsigned": _integer_sign},
     "not": {"signed": _not, "unsigned": _not, "bool": _not},
     "add": {

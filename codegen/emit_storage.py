@@ -19,18 +19,27 @@ def from_memory(o: Operations, x: Value, dtype: np.dtype) -> Value:
     """A loaded value, of type `in_memory(dtype)`, in the type of computation."""
     if dtype == BOOL:
         return o.compare("ne", x, literal(0, UINT8))
+    if dtype not in (BFLOAT16, FLOAT16):
+        return x
+    value = _widened(o, x, dtype)
+    o.stored[value] = dtype, x
+    return value
+
+
+def _widened(o: Operations, x: Value, dtype: np.dtype) -> Value:
     if dtype == BFLOAT16:
         wide = o.binary("shl", o.convert("zext", x, INT32), literal(16, INT32))
         return o.convert("bitcast", wide, FLOAT32)
-    if dtype == FLOAT16:
-        return o.convert("fpext", x, FLOAT32) if x.dtype == FLOAT16 else _from_half(o, x)
-    return x
+    return o.convert("fpext", x, FLOAT32) if x.dtype == FLOAT16 else _from_half(o, x)
 
 
 def to_memory(o: Operations, x: Value, dtype: np.dtype, has_half: bool) -> Value:
-    """A computed value rounded to `dtype`, as it is stored."""
+    """A computed value rounded to `dtype`, as it is stored. What was loaded, or rounded before, is stored as it is."""
     if dtype == BOOL:
         return o.convert("zext", x, UINT8)
+    known, bits = o.stored.get(x, (None, x))
+    if known == dtype:
+        return bits
     if dtype == BFLOAT16:
         return _to_bfloat(o, x)
     if dtype == FLOAT16:
@@ -41,8 +50,12 @@ def to_memory(o: Operations, x: Value, dtype: np.dtype, has_half: bool) -> Value
 def _to_bfloat(o: Operations, x: Value) -> Value:
     """Round to nearest even: half of the last place, less one where it is even. NaN keeps its head, and is quiet."""
     bits = o.convert("bitcast", x, INT32)
-    last = o.binary("and", o.binary("lshr", bits, _i(16)), _i(1))
-    near = o.binary("add", bits, o.binary("add", last, _i(0x7FFF)))
+    if o.isa == "avx512":  # which tests a bit, and chooses, in one instruction each
+        odd = o.compare("ne", o.binary("and", bits, _i(0x10000)), _i(0))
+        near = o.binary("add", bits, o.select(odd, _i(0x8000), _i(0x7FFF)))
+    else:
+        last = o.binary("and", o.binary("lshr", bits, _i(16)), _i(1))
+        near = o.binary("add", bits, o.binary("add", last, _i(0x7FFF)))
     kept = o.select(o.compare("uno", x, x), o.binary("or", bits, _i(0x400000)), near)
     return o.convert("trunc", o.binary("lshr", kept, _i(16)), UINT16)
 

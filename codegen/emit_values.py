@@ -44,15 +44,29 @@ def literal_text(x: float | int | bool, dtype: np.dtype) -> str:
     return str(whole - (1 << bits) if whole >> (bits - 1) else whole)
 
 
+def number_of(v: Value) -> float | int | None:
+    """The number that a literal stands for; None for what is computed."""
+    text = v.parts[0]
+    if v.varying or text[0] == "%" or text.startswith("splat"):
+        return None
+    if dtypes.is_float(v.dtype):
+        number: float = struct.unpack(">d", bytes.fromhex(text[2:]))[0]
+        return number
+    return int(text) if v.dtype != BOOL else text == "true"
+
+
 class Operations:
     """Writes instructions on values. `declared` collects the functions of the C library that they call."""
 
-    def __init__(self, writer: Writer, has_fma: bool) -> None:
+    def __init__(self, writer: Writer, has_fma: bool, isa: str = "") -> None:
         self.w = writer
         self.has_fma = has_fma
+        self.isa = isa  # what `emit_math.vector_isa` says
         self.width = 1
         self.copies = 1
         self.declared: dict[str, str] = {}
+        self.made: dict[Value, tuple[str, tuple[Value, ...]]] = {}  # by which primitive, of what
+        self.stored: dict[Value, tuple[np.dtype, Value]] = {}  # of floats: the halves that they were widened from
 
     # types and parts
 
@@ -182,7 +196,7 @@ class Operations:
 
 
 class MathBuilder:
-    """The math library's `Builder` on values."""
+    """The math library's `Builder` on values, but for what `emit_math` adds."""
 
     def __init__(self, o: Operations) -> None:
         self.o = o

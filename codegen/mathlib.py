@@ -18,7 +18,7 @@ bounds stated in `FUNCTIONS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,20 @@ from stitch.codegen.polynomials import (
     keep_tiny,
     with_sign,
 )
+from stitch.codegen.tables import (
+    ERF,
+    ERF_PER_STEP,
+    ERF_STEP,
+    LOG,
+    LOG2,
+    LOG2_CENTRES,
+    LOG_CENTRES,
+    LOG_INVERSES,
+    TANH,
+    TANH_CENTRES,
+    TANH_SCALE,
+    piecewise,
+)
 from stitch.codegen.trigonometry import acos, asin, atan, cos, sin, tan
 
 LN2_HI, LN2_LO = 0.693145751953125, 1.428606765330187e-06  # 16 bits, so that n * LN2_HI is exact
@@ -41,45 +55,18 @@ LN2 = 0.6931471824645996
 LOG2E = 1.4426950216293335
 TWO_LOG2E_HI, TWO_LOG2E_LO = 2.885390043258667, 3.851926067000022e-08
 
-# (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, to 2^-26 and 2^-31 of e^r - 1; (2^r - 1) / r on |r| <= 1
+# (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, to 2^-26 of e^r - 1; e^r there, to 1.07 ulp; (2^r - 1) / r on |r| <= 1
 EXPM1 = (0.4999999701976776, 0.1666654646396637, 0.04166743531823158, 0.00836626160889864, 0.0013870657421648502)
-EXPM1_FINE = (0.5, 0.1666666567325592, 0.04166649281978607, 0.008333546109497547, 0.0013932326110079885,
-              0.00019761674047913402)  # fmt: skip
+EXP = (1.0, 0.999999463558197, 0.49999141693115234, 0.16668188571929932, 0.04189879074692726, 0.008261259645223618)
 EXP2 = (0.6931472420692444, 0.24022668600082397, 0.055503666400909424, 0.00961683876812458, 0.0013341534649953246,
         0.00015645918028894812, 1.492835144745186e-05)  # fmt: skip
-# (log(1 + f) - f + f^2 / 2) / f^3 and log2(1 + f) / f on |f| <= 1/3; (atanh(s) / s - 1) / s^2 in s^2 for pow
-LOG = (0.3333321511745453, -0.2499980330467224, 0.2001044899225235, -0.16680246591567993, 0.1400521695613861,
-       -0.12187445908784866, 0.13987509906291962, -0.12878386676311493)  # fmt: skip
-LOG2 = (1.4426950216293335, -0.7213468551635742, 0.4808981120586395, -0.3607727587223053, 0.28865307569503784,
-        -0.23704415559768677, 0.20242366194725037, -0.22102580964565277, 0.2004798948764801)  # fmt: skip
+# (log(1 + f) - f + f^2 / 2) / f^3 on |f| <= 1/3; (atanh(s) / s - 1) / s^2 in s^2 <= 0.03 for pow
+LOG1P = (0.3333321511745453, -0.2499980330467224, 0.2001044899225235, -0.16680246591567993, 0.1400521695613861,
+         -0.12187445908784866, 0.13987509906291962, -0.12878386676311493)  # fmt: skip
 ATANH = (0.3333333432674408, 0.19999447464942932, 0.14329659938812256, 0.10454989224672318)
-# 1 / d on [1, 2], to one per cent
-RECIPROCAL = (2.1212005615234375, -1.4545296430587769, 0.323227196931839)
-# erf(x) / x - 1 in x^2 <= 1; erf(x) in z = ERF_SCALE * x + ERF_SHIFT, which is -1 at one and 1 at ERF_EDGE
-ERF_SMALL = (0.12837916612625122, -0.3761262893676758, 0.11283618211746216, -0.02685512602329254,
-             0.005190733820199966, -0.0008030761382542551, 7.920368079794571e-05)  # fmt: skip
-ERF_EDGE, ERF_SCALE, ERF_SHIFT = 3.9375, 0.6808510422706604, -1.6808511018753052
-ERF = (0.999519407749176, 0.0037367723416537046, -0.013550041243433952, 0.030067648738622665,
-       -0.044760704040527344, 0.045445606112480164, -0.029232094064354897, 0.007066906895488501,
-       0.007291287183761597, -0.009221736341714859, 0.0035302205942571163, 0.0015002706786617637,
-       -0.0016629912424832582, 5.411484744399786e-05, 0.0002153166860807687)  # fmt: skip
+SQRT2 = 1.4142135381698608
+
 # --- pieces ---------------------------------------------------------------------------------------------------------
-
-
-def quotient(b: Builder[V], a: V, w: V, top: float) -> V:
-    """a / (1 + w) for 1 + w in [top / 2, top], top a power of two, to 0.51 ulp; a / (1 + w) in [a / 2, 2 a].
-
-    A quadratic gives 1 / (1 + w) to 1e-2, a Newton step to 1e-4, and a correction by the quotient's residual squares
-    that (Markstein 1990). The residual is (a - q) - q w: exact, so that rounding 1 + w costs nothing. The sum before
-    the last rounding never exceeds the true quotient. A division by the rounded 1 + w would cost tanh and sigmoid their
-    bound; in a loop of nothing else it is somewhat faster on Zen 4, where the divider works beside the multipliers.
-    """
-    k = 2.0 / top
-    d = b.add(b.const(1.0), w)
-    minus = horner(b, d, [-c * k ** (i + 1) for i, c in enumerate(RECIPROCAL)])
-    minus = b.fma(minus, b.fma(d, minus, b.const(1.0)), minus)
-    q = b.mul(a, minus)
-    return b.neg(b.fma(b.fma(q, w, b.add(a, q)), minus, q))
 
 
 def _exp_parts(b: Builder[V], x: V, bias: float) -> tuple[V, V]:
@@ -108,25 +95,10 @@ def _quarter_expm1(b: Builder[V], x: V) -> V:
     return b.fma(s, p, b.sub(s, b.const(0.25)))
 
 
-def _decode(b: Builder[V], x: V, low: int) -> tuple[V, V]:
-    """k (float) and m with x = 2^k m, and m in [low, 2 low) where `low` is the bits of a float; x > 0, finite."""
-    small = b.lt(x, b.const(2.0**-126))
-    i = b.bits(b.select(small, b.mul(x, b.const(2.0**23)), x))
-    k = b.ashr(b.isub(i, b.iconst(low)), 23)
-    m = b.unbits(b.isub(i, b.shl(k, 23)))
-    return b.add(b.tofloat(k), b.select(small, b.const(-23.0), b.const(0.0))), m
-
-
 def _log_sum(b: Builder[V], k: V, f: V) -> V:
     """k ln2 + log(1 + f), for |f| <= 1/3."""
-    tail = b.mul(b.mul(f, f), b.fma(f, horner(b, f, LOG), b.const(-0.5)))
+    tail = b.mul(b.mul(f, f), b.fma(f, horner(b, f, LOG1P), b.const(-0.5)))
     return b.fma(k, b.const(LN2_HI), b.add(f, b.fma(k, b.const(LN2_LO), tail)))
-
-
-def _log_edges(b: Builder[V], x: V, value: V) -> V:
-    """`value`, but -inf at zero, NaN below it, and inf or NaN as they came."""
-    value = b.select(b.lt(x, b.const(INF)), value, x)
-    return b.select(b.lt(b.const(0.0), x), value, b.select(b.eq(x, b.const(0.0)), b.const(-INF), _nan_of(b, x)))
 
 
 def _nan_of(b: Builder[V], x: V) -> V:
@@ -135,7 +107,6 @@ def _nan_of(b: Builder[V], x: V) -> V:
 
 
 TWO_THIRDS = 0x3F2AAAAB
-SQRT_HALF = 0x3F3504F3
 
 
 def _log1p(b: Builder[V], x: V) -> V:
@@ -156,14 +127,12 @@ def _log1p(b: Builder[V], x: V) -> V:
 
 
 def exp(b: Builder[V], x: V) -> V:
-    """e^x: Cody-Waite reduction and a polynomial of degree 6 (Muller, Elementary Functions, 11.2).
-
-    2^n is applied as two factors, as n reaches from -150 to 128: the bias of 254 is shared between their exponents.
-    Only the second product can round, to a subnormal or to infinity.
-    """
-    p, m = _exp_parts(b, b.fmin(b.const(90.0), b.fmax(b.const(-104.0), x)), 254.0)
-    half = b.ashr(m, 1)
-    return b.mul(b.mul(p, b.unbits(b.shl(half, 23))), b.unbits(b.shl(b.isub(m, half), 23)))
+    """e^x: Cody-Waite reduction and a polynomial of degree 5 (Muller, Elementary Functions, 11.2)."""
+    x = b.fmin(b.const(90.0), b.fmax(b.const(-104.0), x))
+    magic = b.const(MAGIC)
+    n = b.sub(b.fma(x, b.const(LOG2E), magic), magic)
+    r = b.fma(n, b.const(-LN2_LO), b.fma(n, b.const(-LN2_HI), x))
+    return b.scale(horner(b, r, EXP), n)
 
 
 def exp2(b: Builder[V], x: V) -> V:
@@ -186,27 +155,27 @@ def expm1(b: Builder[V], x: V) -> V:
 
 
 def sigmoid(b: Builder[V], x: V) -> V:
-    """1 / (1 + e^-x), as (1 or t) / (1 + t) with t = e^-|x|: right down to subnormal results."""
-    t = _exp_minus_abs(b, x)
-    top = b.select(b.lt(x, b.const(0.0)), t, b.const(1.0))
-    return quotient(b, top, t, 2.0)
+    """1 / (1 + e^-x), both sides of the fraction times 2^-64: so the sum is finite where the result is subnormal.
+
+    The sum of 2^-64, s = 2^(n - 64) and s (e^r - 1) is taken with the power s last. Beside that many multiply-adds
+    the division takes the time of two: a quotient without it took seven.
+    """
+    x = b.fmin(b.const(40.0), b.fmax(b.const(-105.0), x))
+    magic = b.const(MAGIC + 127.0 - 64.0)
+    t = b.fma(x, b.const(-LOG2E), magic)
+    n = b.sub(t, magic)
+    r = b.fma(n, b.const(-LN2_LO), b.fma(n, b.const(-LN2_HI), b.neg(x)))
+    s = b.unbits(b.shl(b.bits(t), 23))
+    one = b.const(2.0**-64)
+    p = b.mul(horner(b, r, (1.0, *EXPM1)), r)
+    return b.div(one, b.add(s, b.fma(p, s, one)))
 
 
 def tanh(b: Builder[V], x: V) -> V:
-    """g / (1 - g) with g = (1 - e^-2|x|) / 2, which needs no division: see `quotient`.
-
-    g = s p + (1 - s) / 2, where e^-2|x| = s (1 - 2 p). The factor of -2 is folded into the coefficients. From
-    |x| = 10 the result is one.
-    """
-    a = b.fmin(b.const(10.0), b.abs(x))
-    magic = b.const(MAGIC + 127.0)
-    t = b.fma(a, b.const(-2.0 * LOG2E), magic)
-    n = b.sub(t, magic)
-    r = b.fma(n, b.const(0.5 * LN2_LO), b.fma(n, b.const(0.5 * LN2_HI), a))
-    p = b.fma(b.mul(r, r), horner(b, r, [-2.0 * c * (-2.0) ** i for i, c in enumerate(EXPM1_FINE)]), r)
-    s = b.unbits(b.shl(b.bits(t), 23))
-    g = b.fma(s, p, b.fma(s, b.const(-0.5), b.const(0.5)))
-    return with_sign(b, quotient(b, g, b.neg(g), 1.0), x)
+    """Piecewise polynomials of degree 5, odd in the first interval. From |x| = 9.1 the result is one."""
+    a = b.fmin(b.const(9.125), b.abs(x))
+    i = b.lshr(b.bits(b.fma(a, b.const(TANH_SCALE), b.const(0.5))), 21)
+    return with_sign(b, piecewise(b, TANH, i, b.sub(a, b.lookup(TANH_CENTRES, i))), x)
 
 
 def softplus(b: Builder[V], x: V) -> V:
@@ -235,16 +204,22 @@ def cosh(b: Builder[V], x: V) -> V:
 
 
 def log(b: Builder[V], x: V) -> V:
-    """Natural logarithm: k ln2 + log(1 + f) with |f| <= 1/3 (Cephes's split of the exponent, with our own fit)."""
-    k, m = _decode(b, x, TWO_THIRDS)
-    return _log_edges(b, x, _log_sum(b, k, b.sub(m, b.const(1.0))))
+    """Natural logarithm: k ln2 + log(c) + log(1 + f), with x = 2^k m and f = m / c - 1 (Tang 1990).
+
+    ln2 as one float is right to 0.05 ulp. Zero, infinity and NaN come out of `split`.
+    """
+    k, m = b.split(x)
+    i = b.lshr(b.bits(m), 19)
+    f = b.fma(m, b.lookup(LOG_INVERSES, i), b.const(-1.0))
+    return b.fma(k, b.const(LN2), b.fma(f, horner(b, f, LOG), b.lookup(LOG_CENTRES, i)))
 
 
 def log2(b: Builder[V], x: V) -> V:
-    """Base-two logarithm, exact at powers of two."""
-    k, m = _decode(b, x, TWO_THIRDS)
-    f = b.sub(m, b.const(1.0))
-    return _log_edges(b, x, b.fma(f, horner(b, f, LOG2), k))
+    """Base-two logarithm, as `log`; exact at powers of two."""
+    k, m = b.split(x)
+    i = b.lshr(b.bits(m), 19)
+    f = b.fma(m, b.lookup(LOG_INVERSES, i), b.const(-1.0))
+    return b.add(k, b.fma(f, horner(b, f, LOG2), b.lookup(LOG2_CENTRES, i)))
 
 
 def log1p(b: Builder[V], x: V) -> V:
@@ -290,15 +265,17 @@ def atanh(b: Builder[V], x: V) -> V:
 
 
 def erf(b: Builder[V], x: V) -> V:
-    """The error function from two polynomials: neither division nor exponential.
+    """The error function from piecewise polynomials of degree 5; one where they end, at |x| = 4.
 
-    Below one, x + x P(x^2). Above, erf itself in the variable centred on [1, edge], where its coefficients are small,
-    Horner's rule is stable, and the last sum rounds to one exactly where erf does.
+    In the first interval it is x + x P(x^2): as P(x^2) x alone its slope's rounding would be seen.
     """
-    a = b.fmin(b.const(ERF_EDGE), b.abs(x))
-    small = b.fma(a, horner(b, b.mul(a, a), ERF_SMALL), a)
-    large = horner(b, b.fma(a, b.const(ERF_SCALE), b.const(ERF_SHIFT)), ERF)
-    return with_sign(b, b.select(b.lt(a, b.const(1.0)), small, large), x)
+    a = b.fmin(b.const(4.0), b.abs(x))
+    magic = b.const(MAGIC)
+    t = b.fma(a, b.const(ERF_PER_STEP), magic)
+    d = b.fma(b.sub(t, magic), b.const(-ERF_STEP), a)
+    i = b.bits(t)
+    base = b.select(b.ieq(i, b.bits(magic)), a, b.lookup(ERF[0], i))
+    return with_sign(b, b.fma(piecewise(b, ERF[1:], i, d), d, base), x)
 
 
 # --- powers ---------------------------------------------------------------------------------------------------------
@@ -315,12 +292,14 @@ def rsqrt(b: Builder[V], x: V) -> V:
 
 
 def _log2_pair(b: Builder[V], a: V) -> tuple[V, V]:
-    """log2(a) as a sum of two floats, to about 2^-31, for finite a > 0.
+    """log2(a) as a sum of two floats, to about 2^-31, for finite a > 0; an infinite first one at zero and infinity.
 
     log(m) = 2 atanh(f / (m + 1)): the quotient is a pair, and its cube, a hundredth of it, a float.
     """
-    k, m = _decode(b, a, SQRT_HALF)
+    k, m = b.split(a)
     one = b.const(1.0)
+    above = b.lt(b.const(SQRT2), m)  # m in [3/4, sqrt(2)] leaves |s| <= 0.172
+    k, m = b.select(above, b.add(k, one), k), b.select(above, b.mul(m, b.const(0.5)), m)
     f = b.sub(m, one)
     d = b.add(m, one)
     d_low = b.sub(m, b.sub(d, one))
@@ -344,7 +323,6 @@ def pow(b: Builder[V], x: V, y: V) -> V:
     a = b.abs(x)
     zero, one, inf = b.const(0.0), b.const(1.0), b.const(INF)
     high, low = _log2_pair(b, a)
-    high = b.select(b.eq(a, zero), b.const(-INF), b.select(b.lt(a, inf), high, a))
     # An infinite y becomes a huge one, so that log2(1) = 0 gives 1; the product is past every clamp or zero.
     y_finite = b.fmin(b.const(2.0**100), b.fmax(b.const(-(2.0**100)), y))
     z = b.mul(y_finite, high)
@@ -389,15 +367,23 @@ class CountingBuilder:
     def shl(self, a: int, n: int) -> int:
         return self._one(a)
 
+    def lookup(self, table: Sequence[float], i: int) -> int:
+        return self._one(i)
+
+    def split(self, x: int) -> tuple[int, int]:
+        self.count += 4
+        return 0, 0
+
     lshr = ashr = shl
     const = iconst = bits = unbits = _free
     neg = abs = sqrt = floor = rint = lnot = toint = tofloat = _one
     add = sub = mul = div = fmin = fmax = lt = le = eq = ne = land = lor = _two
-    iadd = isub = imul = iand = ior = ixor = ilt = ieq = _two
+    iadd = isub = imul = iand = ior = ixor = ilt = ieq = scale = _two
     fma = select = iselect = _three
 
 
-def _count(build: Callable[..., Any], arity: int) -> int:
+def count(build: Callable[..., Any], arity: int) -> int:
+    """The builder operations of a function."""
     counter = CountingBuilder()
     build(counter, *[0] * arity)
     return counter.count
@@ -414,7 +400,7 @@ class Function:
     cost: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cost", _count(self.build, self.arity))
+        object.__setattr__(self, "cost", count(self.build, self.arity))
 
 
 FUNCTIONS: dict[str, Function] = {

@@ -13,6 +13,10 @@ class Builder(Protocol[V]):
 
     `fmin(a, b)` is `select(lt(a, b), a, b)` and `fmax(a, b)` is `select(lt(b, a), a, b)`. Comparisons are ordered,
     except `ne`. Integer arithmetic wraps. `toint` truncates and its argument must be in range.
+
+    `scale(p, n)` is p 2^n, rounded once, for p in [0.5, 2] and a whole n with |n| <= 250; it is NaN if both are NaN.
+    `lookup(table, i)` is the number at i modulo 16, of 16 numbers. `split(x)` is a whole k and m in [3/4, 3/2) with
+    x = 2^k m; for zero k is -inf, for inf it is inf, and m is any number; below zero and for NaN m is NaN.
     """
 
     def const(self, x: float) -> V: ...
@@ -53,6 +57,9 @@ class Builder(Protocol[V]):
     def iselect(self, c: V, a: V, b: V) -> V: ...
     def toint(self, x: V) -> V: ...
     def tofloat(self, i: V) -> V: ...
+    def scale(self, p: V, n: V) -> V: ...
+    def lookup(self, table: Sequence[float], i: V) -> V: ...
+    def split(self, x: V) -> tuple[V, V]: ...
 
 
 INF = float("inf")
@@ -68,6 +75,26 @@ def horner(b: Builder[V], x: V, coefficients: Sequence[float], scale: float = 1.
     for c in reversed(coefficients[:-1]):
         value = b.fma(value, x, b.const(c * scale))
     return value
+
+
+def scale_in_steps(b: Builder[V], p: V, n: V) -> V:
+    """`Builder.scale` by two factors, between whose exponents the bias of 254 is shared: only the second product can
+    round, to a subnormal or to infinity."""
+    m = b.bits(b.add(n, b.const(MAGIC + 254.0)))
+    half = b.ashr(m, 1)
+    return b.mul(b.mul(p, b.unbits(b.shl(half, 23))), b.unbits(b.shl(b.isub(m, half), 23)))
+
+
+def split_in_steps(b: Builder[V], x: V) -> tuple[V, V]:
+    """`Builder.split` on the bits of x, which is made normal first."""
+    zero = b.const(0.0)
+    small = b.lt(x, b.const(2.0**-126))
+    i = b.bits(b.select(small, b.mul(x, b.const(2.0**23)), x))
+    n = b.ashr(b.isub(i, b.iconst(0x3F400000)), 23)
+    m = b.unbits(b.isub(i, b.shl(n, 23)))
+    k = b.add(b.tofloat(n), b.select(small, b.const(-23.0), zero))
+    k = b.select(b.lt(x, b.const(INF)), b.select(b.eq(x, zero), b.const(-INF), k), x)
+    return k, b.select(b.le(zero, x), m, b.const(NAN))
 
 
 def two_sum(b: Builder[V], x: V, y: V) -> tuple[V, V]:

@@ -87,7 +87,12 @@ def sliced(b: Sample, x: Value, start: int, size: int) -> Value:
     return b.slice(x, [0, start], [x.shape[0], size])
 
 
-I64, BOOL, F64 = dtypes.INT64, dtypes.BOOL, dtypes.FLOAT64
+def steps(b: Sample) -> Value:
+    """Integers in floats."""
+    return b.cast(b.x(N, dtype=I8), F32)
+
+
+I8, I64, BOOL, F32, F64 = dtypes.INT8, dtypes.INT64, dtypes.BOOL, dtypes.FLOAT32, dtypes.FLOAT64
 ROWS = np.arange(4, dtype=np.float32)
 
 # rule -> (a graph, what is left of it)
@@ -105,6 +110,11 @@ EXAMPLES: dict[str, tuple[Callable[[Sample], Value], str]] = {
     "_of_itself": (lambda b: b.le(x := b.x(N, dtype=I64), x), "broadcast"),
     "_decided": (lambda b: b.where(b.unary("not", b.x(N, dtype=BOOL)), b.x(N), b.x(N)), "where"),
     "_cast": (lambda b: b.cast(b.cast(b.x(N), F64), dtypes.FLOAT16), "cast"),
+    "_clamped": (lambda b: b.max(b.min(b.x(N, dtype=I8), 5), -128), "broadcast min"),
+    "_whole": (lambda b: b.unary("rint", b.unary("floor", b.x(N))), "floor"),
+    "_requantised": (lambda b: b.unary("rint", b.div(b.max(b.mul(steps(b), 0.3), 0.0), 0.3)), "cast broadcast max"),
+    "_moved_back": (lambda b: b.add(b.sub(steps(b), 3.0), 3.0), "cast"),
+    "_through_integer": (lambda b: b.cast(b.cast(b.min(steps(b), 5.0), I8), F32), "cast broadcast min"),
     "_narrowed": (lambda b: b.unary("exp", b.broadcast(b.x(N), [4, N])), "exp broadcast"),
     "_of_ones": (lambda b: b.reduce("reduce_sum", b.x(N, 1), [1]), "reshape"),
     "_twice": (lambda b: b.reduce("reduce_sum", b.reduce("reduce_sum", b.x(N, 4, 5), [1]), [1]), "reduce_sum"),
@@ -192,6 +202,11 @@ def test_rules(name: str) -> None:
         lambda b: b.sub(b.x(N), -0.0),
         lambda b: b.div(b.x(N), 3.0),
         lambda b: b.pow(b.x(N), 0.5),
+        lambda b: b.cast(b.cast(b.x(N), I8), F32),
+        lambda b: b.cast(b.cast(b.min(b.max(b.x(N), -128.0), 127.0), I8), F32),
+        lambda b: b.add(b.sub(b.x(), 3.0), 3.0),
+        lambda b: b.unary("rint", b.div(b.mul(b.x(), 0.3), 0.3)),
+        lambda b: b.max(b.x(N, dtype=I8), -127),
         lambda b: b.eq(x := b.x(N), x),
         lambda b: b.sub(x := b.x(N), x),
         lambda b: b.cast(b.cast(b.x(N), dtypes.FLOAT16), dtypes.FLOAT32),

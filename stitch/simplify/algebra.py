@@ -10,6 +10,7 @@ from stitch import dtypes
 from stitch.dims import Dim, prove_le
 from stitch.graph import Value
 from stitch.ops.primitives import ELEMENTWISE, PRIMITIVES, REDUCTIONS
+from stitch.ranges import Range, range_of
 from stitch.rewrite import Rewriter, Rules, Step, for_each, merged
 
 _MANTISSA = {dtypes.FLOAT16: 11, dtypes.BFLOAT16: 8, dtypes.FLOAT32: 24, dtypes.FLOAT64: 53}
@@ -95,8 +96,8 @@ def _smallest_normal(dtype: np.dtype) -> float:
 
 
 def _power(r: Rewriter, s: Step) -> Value | None:
-    """pow(x, 1) -> x; pow(x, 2) -> x * x; pow(x, -1) -> 1 / x; pow(x, 0.5) -> sqrt(x), if x is neither negative nor
-    -0.0, where they differ: pow(-0.0, 0.5) is 0.0, pow(-inf, 0.5) is inf."""
+    """pow(x, 1) -> x; pow(x, 2) -> x * x; pow(x, 3) -> x * x * x, within 1.5 ulp; pow(x, -1) -> 1 / x; pow(x, 0.5) ->
+    sqrt(x), if x is neither negative nor -0.0, where they differ: pow(-0.0, 0.5) is 0.0, pow(-inf, 0.5) is inf."""
     n = r.number(s.inputs[1])
     if n is None or not dtypes.is_float(s.dtype):
         return None
@@ -105,6 +106,8 @@ def _power(r: Rewriter, s: Step) -> Value | None:
             return s.x
         case 2.0:
             return r.emit("mul", s.x, s.x)
+        case 3.0 if s.dtype not in (dtypes.FLOAT16, dtypes.BFLOAT16):
+            return r.emit("mul", r.emit("mul", s.x, s.x), s.x)
         case -1.0:
             return r.emit("div", r.uniform(1, s.dtype, s.x.shape), s.x)
         case 0.5 if _positive(r, s.x, 8):
@@ -174,6 +177,90 @@ def _lossless(a: np.dtype, b: np.dtype) -> bool:
     return bits <= b.itemsize * 8 - (b.kind == "i") and not (a.kind == "i" and b.kind == "u")
 
 
+# ------------------------------------------------------------------ ranges
+
+
+def _range(r: Rewriter, v: Value) -> Range:
+    """The numbers that `v` can hold, as far as its makers tell."""
+
+    def look(v: Value) -> Any:
+        n = r.number(v)
+        node = r.maker(v)
+        return n if n is not None or node is None else (node.prim, node.inputs)
+
+    return range_of(v, look)
+
+
+def _clamped(r: Rewriter, s: Step) -> Value | None:
+    """max(x, -128) -> x, min(x, 127) -> x, if x is never beyond."""
+    for v, other in (s.inputs, s.inputs[::-1]):
+        n = r.number(other)
+        if n is None or n != n or s.dtype in (dtypes.FLOAT16, dtypes.BFLOAT16):
+            continue
+        kept = _range(r, v)
+        if kept.low >= n.item() if s.prim == "max" else kept.high <= n.item():
+            return v
+    return None
+
+
+def _whole(r: Rewriter, s: Step) -> Value | None:
+    """rint(x) -> x, floor and ceil, of integers."""
+    return s.x if _range(r, s.x).whole else None
+
+
+def _requantised(r: Rewriter, s: Step) -> Value | None:
+    """rint(n * s / s) -> n, for integers n of up to 20 bits: two roundings move n by less than a half.
+
+    Through relu, too: rint(max(n * s, 0) / s) -> max(n, 0).
+    """
+    ratio = r.maker(s.x, "div")
+    if ratio is None or s.dtype != dtypes.FLOAT32:
+        return None
+    x, scale = ratio.inputs
+    n = r.number(scale)
+    if n is None or not 2.0**-100 < n < 2.0**100:
+        return None
+    relu = r.maker(x, "max")
+    if relu is not None and r.number(relu.inputs[1]) == 0:
+        x = relu.inputs[0]
+    else:
+        relu = None
+    product = r.maker(x, "mul")
+    if product is None or r.number(product.inputs[1]) != n:
+        return None
+    whole = product.inputs[0]
+    known = _range(r, whole)
+    if not known.whole or not known.inside(-(2.0**20), 2.0**20):
+        return None
+    return whole if relu is None else r.emit("max", whole, relu.inputs[1])
+
+
+def _moved_back(r: Rewriter, s: Step) -> Value | None:
+    """n - 3 + 3 -> n, n + 3 - 3 -> n, for small integers in floats, none of them -0.0."""
+    inner = r.maker(s.x, "sub" if s.prim == "add" else "add")
+    n = r.number(s.inputs[1])
+    if inner is None or n is None or not dtypes.is_float(s.dtype) or r.number(inner.inputs[1]) != n:
+        return None
+    x = inner.inputs[0]
+    known = _range(r, x)
+    top = 2.0 ** (_MANTISSA[s.dtype] - 1)
+    small = known.whole and not known.minus and known.inside(-top, top) and n == np.floor(n) and abs(n) <= top
+    return x if small else None
+
+
+def _through_integer(r: Rewriter, s: Step) -> Value | None:
+    """cast.float32(cast.int8(x)) -> x, if x holds integers of that range, and neither NaN nor -0.0. NaN becomes 0."""
+    inner = r.maker(s.x, "cast")
+    if inner is None or inner.inputs[0].dtype != s.dtype or not dtypes.is_integer(s.x.dtype):
+        return None
+    x = inner.inputs[0]
+    known = _range(r, x)
+    low, high = dtypes.lowest(s.x.dtype), dtypes.highest(s.x.dtype)
+    if not known.whole or known.minus or not known.inside(low, high):
+        return None
+    return x if not known.nan else r.emit("where", r.emit("eq", x, x), x, r.uniform(0, s.dtype, s.shape))
+
+
 def _narrowed(r: Rewriter, s: Step) -> Value | None:
     """exp(broadcast(x)) -> broadcast(exp(x)); add(broadcast(x), const 2) -> broadcast(add(x, const 2)).
 
@@ -241,7 +328,11 @@ ALGEBRA: Rules = merged(
     for_each(("and", "or", "min", "max"), _idempotent),
     for_each(("neg", "not"), _inverse_pair),
     for_each(("eq", "ne", "lt", "le"), _of_itself),
-    {"abs": [_sign_dropped], "div": [_reciprocal], "pow": [_power], "where": [_decided], "cast": [_cast]},
+    {"abs": [_sign_dropped], "div": [_reciprocal], "pow": [_power], "where": [_decided]},
+    {"cast": [_cast, _through_integer], "rint": [_requantised]},
+    for_each(("min", "max"), _clamped),
+    for_each(("rint", "floor", "ceil"), _whole),
+    for_each(("add", "sub"), _moved_back),
     for_each(ELEMENTWISE, _narrowed),
     for_each(REDUCTIONS, _of_ones, _twice),
     for_each(("reduce_max", "reduce_min"), _of_repeated),
