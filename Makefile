@@ -12,14 +12,15 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check --no-input
 READY := $(VENV)/.ready
 EXTRAS := $(VENV)/.extras
 EXPORTING := .venv-exports/.ready
+PEERS := .venv-bench/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint bench exports exporter nodes models clean
+.PHONY: help demo test fuzz lint bench bench-setup chains exports exporter nodes models clean
 
 help:  ## print this list
 	@echo "usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) $(EXTRAS)  ## compile a model, run it, show what was stitched: make demo [MODEL=path.onnx]
 	$(PY) -m benchmarks.demo --out build/demo $(if $(MODEL),"$(MODEL)")
@@ -36,6 +37,11 @@ lint: $(READY)  ## ruff and mypy --strict
 bench: $(READY) $(EXTRAS)  ## a quick measurement beside onnxruntime, and how to get the full ones
 	$(PY) -m benchmarks --quick
 
+bench-setup: $(PEERS)  ## install what chains are compared with: torch, jax, openvino and others
+
+chains: $(READY) $(EXTRAS) $(PEERS)  ## chains of memory-bound operators beside all peers, which takes 40 minutes
+	$(PY) -m benchmarks.chains --json build/chains.json --plot build/chains.svg
+
 exports: $(EXPORTING)  ## export large architectures for bench and models: make exports [EXPORTER=script.py]
 	$(EXPORTING:/.ready=/bin/python) "$(EXPORTER)" --out build/exports
 
@@ -46,7 +52,7 @@ models: $(READY)  ## compare whole models with their reference outputs
 	$(PY) -m benchmarks.models --check
 
 clean:  ## remove the environment, caches and what was built
-	rm -rf $(VENV) $(dir $(EXPORTING)) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) $(dir $(EXPORTING)) $(dir $(PEERS)) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
 	find stitch codegen runtime tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml
@@ -70,6 +76,18 @@ $(EXPORTING): | exporter
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install torch --index-url https://download.pytorch.org/whl/cpu \
 		|| $(@D)/bin/python -m pip --quiet --disable-pip-version-check install torch
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install transformers onnxscript onnx onnxruntime
+	@touch $@
+
+# The peers of `make chains`, in an environment of their own; a package that cannot be had is left out of the tables.
+$(PEERS):
+	@echo "setting up $(@D) with torch, jax, openvino and others, which takes some minutes and 3 GB"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install torch --index-url https://download.pytorch.org/whl/cpu \
+		|| $(@D)/bin/python -m pip --quiet --disable-pip-version-check install torch || echo "continuing without torch"
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install numpy onnx ml_dtypes
+	@for package in onnxruntime openvino jax numexpr numba; do \
+		$(@D)/bin/python -m pip --quiet --disable-pip-version-check install $$package || echo "continuing without $$package"; \
+	done
 	@touch $@
 
 exporter:

@@ -9,7 +9,8 @@ point's number was in a register becomes a tile with a number for each lane.
     stage      where a nest reads or stores elements that are adjacent along another axis than the vector's, the block
                goes through a tile, transposed in registers, instead of being gathered or scattered
     turn       plain elementwise work has no other axis: a parallel one becomes a loop in the task first
-    keep       what several nests read from rows far apart in a large buffer is kept, dense, by the first of them
+    stream     a phase that only folds rows of a large buffer does so row by row over wide blocks, with folds in tiles,
+               rather than by a register's width from row to row: memory is read in the order in which it lies
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from dataclasses import dataclass, field, replace
 
 from stitch import access, dims
 from stitch.access import Axis, Index
+from stitch.codegen.emit_rules import identity
 from stitch.codegen.loops import (
+    Apply,
     Buffer,
     Clip,
     Define,
     Expr,
     Guarded,
+    Literal,
     Local,
+    Loop,
     Read,
     Stmt,
     Store,
@@ -34,6 +39,7 @@ from stitch.codegen.loops import (
     children,
 )
 from stitch.codegen.lower import Nest, Retiler, Rewriter, expressions, indices, tiles_of
+from stitch.codegen.splitting import ENOUGH, WIDE
 from stitch.stitching.schemes import estimate
 
 TURN = 64
@@ -157,14 +163,14 @@ def _guarded(n: Nest) -> set[int]:
 class _Spread(Rewriter):
     """Puts what other nests know as a local into tiles with a number for each lane."""
 
-    def __init__(self, tiles: Mapping[Local, Buffer]) -> None:
+    def __init__(self, tiles: Mapping[Local, Buffer], at: Index = access.ZERO) -> None:
         super().__init__(lambda _, i: i)
-        self.tiles = tiles
+        self.tiles, self.at = tiles, at
         self.own: set[Local] = set()
 
     def _expr(self, e: Expr) -> Expr:
         if isinstance(e, Use) and e.local in self.tiles and e.local not in self.own:
-            return Read(self.tiles[e.local], access.ZERO)
+            return Read(self.tiles[e.local], self.at)
         return super()._expr(e)
 
     def whole(self, n: Nest) -> Nest:
@@ -178,7 +184,7 @@ class _Spread(Rewriter):
     def _kept(self, local: Local | None) -> tuple[Store, ...]:
         if local not in self.tiles or local is None:
             return ()
-        return (Store(self.tiles[local], access.ZERO, Use(local)),)
+        return (Store(self.tiles[local], self.at, Use(local)),)
 
 
 def spread(nests: Sequence[Nest]) -> tuple[Nest, ...]:
@@ -193,79 +199,43 @@ def spread(nests: Sequence[Nest]) -> tuple[Nest, ...]:
     return tuple(writer.whole(n) for n in nests)
 
 
-class _Keep(Rewriter):
-    """Keeps what a nest reads in tiles, or reads the tiles of those before it."""
-
-    def __init__(self, tiles: Mapping[tuple[object, ...], Buffer], vector: Axis) -> None:
-        super().__init__(lambda _, i: i)
-        self.tiles, self.vector = tiles, vector
-        self.full: set[Buffer] = set()
-        self.axis: Axis | None = None
-
-    def _expr(self, e: Expr) -> Expr:
-        if isinstance(e, Read) and self.axis is not None:
-            tile = self.tiles.get(_row_key(e, self.axis, self.vector))
-            if tile in self.full:
-                return Read(tile, access.of(self.axis))
-        return super()._expr(e)
-
-    def whole(self, n: Nest, first: Sequence[Read]) -> Nest:
-        """`first`: reads that no nest before this one has."""
-        self.axis = _only_axis(n)
-        self.memo.clear()
-        out = self.nest(n, {})
-        if self.axis is None:
-            return out
-        stores = []
-        for e in first:
-            tile = self.tiles.get(_row_key(e, self.axis, self.vector))
-            if tile is not None and tile not in self.full:
-                self.full.add(tile)
-                stores.append(Store(tile, access.of(self.axis), self.expr(e)))
-        return replace(out, body=(*stores, *out.body))
-
-
-def _only_axis(n: Nest) -> Axis | None:
+def streams(n: Nest, vector: Axis, large: int) -> bool:
+    """Whether a nest reads or stores rows, one per iteration, of a buffer of more than `large` bytes."""
     own = (*n.kept, *n.reduced)
-    return own[0] if len(own) == 1 else None
+    if not own or (n.kept and n.reduced):
+        return False
+    return any(
+        b is not None
+        and b.space == "global"
+        and i.coefficient(vector) == 1
+        and any(estimate(i.coefficient(a)) > 2 * ROWS for a in own)
+        and estimate(b.size) * b.dtype.itemsize > large
+        for b, i, _ in indices(n)
+    )
 
 
-def _row_key(e: Read, axis: Axis, vector: Axis) -> tuple[object, ...]:
-    """Equal for reads of the same elements by loops of their own."""
-    if e.buffer.space == "tile" or e.index.coefficient(vector) != 1 or e.index.coefficient(axis) == 0:
-        return ()
-    return (e.buffer, e.index.substitute({axis: access.ZERO}), e.index.coefficient(axis), axis.extent)
+def streamed(n: Nest, block: Block) -> tuple[tuple[Stmt, ...], tuple[Buffer, ...]]:
+    """The nest with its own loops around that over the lanes, and its folds in tiles.
 
+    before: vector v { for r { t op= f(r, v) }; after(t) }
+    after:  vector v { tile[v] := identity }; for r { vector v { tile[v] := op(tile[v], f(r, v)) } }; vector v { ... }
+    """
+    at = access.of(block.lanes)
+    totals = {f.local: Buffer(f.local.name, f.local.dtype, block.points, "tile") for f in n.folds}
+    first, steps = [], []
+    for f, total in zip(n.folds, totals.values(), strict=True):
+        kind = f.local.dtype
+        first.append(Store(total, at, Literal(identity(f.op, kind), kind)))
+        steps.append(Store(total, at, Apply(f.op, (Read(total, at), f.value), kind)))
 
-def keep(nests: Sequence[Nest], vector: Axis, large: int, block: int) -> tuple[Nest, ...]:
-    """Nests of which the first one to read rows of a buffer of more than `large` bytes leaves them in a tile."""
-    stored = {b for n in nests for b, _, is_store in indices(n) if is_store}
-    count: dict[tuple[object, ...], list[int]] = {}
-    reads: list[list[Read]] = []
-    for k, n in enumerate(nests):
-        axis = _only_axis(n)
-        found = [] if axis is None else [e for e in _reads(n) if e.buffer not in stored]
-        reads.append(found)
-        for e in found:
-            assert axis is not None
-            key = _row_key(e, axis, vector)
-            whole = estimate(e.buffer.size) * e.buffer.dtype.itemsize
-            if key and whole > large and estimate(axis.extent) * block * e.buffer.dtype.itemsize <= 4 * large:
-                count.setdefault(key, []).append(k)
-    tiles = {
-        key: Buffer("k", key[0].dtype, key[3], "tile")  # type: ignore[attr-defined, arg-type]
-        for key, users in count.items() if len(set(users)) > 1
-    }  # fmt: skip
-    if not tiles:
-        return tuple(nests)
-    writer = _Keep(tiles, vector)
-    return tuple(writer.whole(n, found) for n, found in zip(nests, reads, strict=True))
+    def lanes(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+        return (Loop(block.lanes, tuple(body), (), "vector", block.clip, 4),) if body else ()
 
-
-def _reads(n: Nest) -> list[Read]:
-    """The unguarded reads of a nest."""
-    guarded = _guarded(n)
-    return [e for e in expressions(n) if isinstance(e, Read) and id(e) not in guarded]
+    loop = lanes((*n.body, *steps))
+    for a in reversed(n.reduced):
+        loop = (Loop(a, loop, (), "serial", block.clips.get(a)),)
+    after = _Spread(totals, at)
+    return (*lanes(first), *loop, *lanes([after.stmt(s) for s in n.after])), tuple(totals.values())
 
 
 def _turn(
@@ -304,27 +274,35 @@ class Block:
     clip: Clip | None
     clips: Mapping[Axis, Clip]
     points: int
+    by_row: bool  # whether nests go through rows with all lanes of a block, rather than with lane after lane
 
 
 def cut(
-    axes: tuple[Axis, ...], vector: Axis, nests: tuple[Nest, ...], clips: Mapping[Axis, Clip], plain: int, large: int
-) -> Block:
+    axes: tuple[Axis, ...], vector: Axis, nests: tuple[Nest, ...], clips: Mapping[Axis, Clip], plain: int, large: int,
+    staged: bool = True,
+) -> Block:  # fmt: skip
     """All nests for blocks of `vector`. `plain`: lanes of a block in which nothing else is looped over; `large`: bytes
-    from which a buffer is not read twice in an order that is not its own."""
-    axes, nests, turned = _turn(axes, vector, nests)
+    from which a buffer is not read twice in an order that is not its own. Without `staged` (for ablation) nests read
+    and store elements where they are."""
+    axes, nests, turned = _turn(axes, vector, nests) if staged else (axes, nests, {})
     clips = {**clips, **turned}
+    turned_any = any(_side(i, vector, n) is not None for n in nests for b, i, _ in indices(n) if b is not None)
+    by_row = staged and not turned_any and all(n.folds for n in nests) and any(streams(n, vector, large) for n in nests)
     block = ROWS if any(n.kept or n.reduced for n in nests) else plain
+    if by_row:
+        block = _width(axes, vector, nests, large)
     lanes, outer, clip, start = Axis(vector.name, block), None, None, access.ZERO
     if isinstance(vector.extent, int) and vector.extent <= block:
         lanes, block = vector, vector.extent
     else:
         outer = Axis(vector.name + "b", dims.ceil_div(vector.extent, block))
         clip, start = Clip(block, outer, vector.extent), access.index(0, (outer, block))
-    nests = keep(spread(nests), vector, large, block)
+    nests = spread(nests)
     tiles = _Tiles(vector, {vector: start}, lanes, clip, clips, block)
     stored = frozenset(b for n in nests for b, _, is_store in indices(n) if is_store and b is not None)
     read = frozenset(b for n in nests for b, _, is_store in indices(n) if not is_store and b is not None)
-    nests = tuple(_Stage(tiles, n, stored, read).nest(n, {}) for n in nests)
+    if staged:
+        nests = tuple(_Stage(tiles, n, stored, read).nest(n, {}) for n in nests)
     position = access.add(start, access.of(lanes))
 
     def change(buffer: Buffer | None, i: Index) -> Index:
@@ -340,5 +318,16 @@ def cut(
     after = tuple(replace(t, source=wide[t.source]) for t in tiles.after)
     rest = tuple(x for a in axes if (x := outer if a is vector else a) is not None)
     return Block(
-        rest, before, tuple(retiler.nest(n, {}) for n in nests), after, tuple(wide.values()), lanes, clip, clips, block
-    )
+        rest, before, tuple(retiler.nest(n, {}) for n in nests), after, tuple(wide.values()), lanes, clip, clips, block,
+        by_row,
+    )  # fmt: skip
+
+
+def _width(axes: Sequence[Axis], vector: Axis, nests: Sequence[Nest], large: int) -> int:
+    """Lanes of a block whose rows are streamed: as many as leave the tiles in half the cache, and tasks for all."""
+    points = estimate(dims.product(a.extent for a in axes))
+    per_lane = sum(estimate(t.size) * t.dtype.itemsize for t in tiles_of(nests)) + 1
+    width = ROWS
+    while 2 * width <= min(WIDE, estimate(vector.extent), points // ENOUGH) and 2 * width * per_lane <= 2 * large:
+        width *= 2
+    return width

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stitch import access, dims, dtypes
+from stitch import access, dims, dtypes, knobs
 from stitch.access import Index
-from stitch.codegen import mapping, splitting, tiling
+from stitch.codegen import across, mapping, splitting, tiling
 from stitch.codegen.constants import Constant
 from stitch.codegen.loops import (
     Apply,
@@ -49,6 +49,7 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
     """The loop program of a kernel that is not a host operator."""
     if kernel.opaque is not None:
         return scatter(kernel.opaque, target)
+    adaptive = knobs.current().adaptive_mapping
     names = Names(kernel, flow)
     phases: list[Phase] = []
     tiles: list[Buffer] = []
@@ -65,10 +66,11 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
         else:
             work = nests(names, part)
             fixed = {b: v for v, b in names.buffers.items() if v in flow.producer and flow.producer[v].prim == "const"}
-            cut, new = splitting.split(splitting.Work(part.parallel, tuple(work)), 4 * target.lanes(dtypes.FLOAT32))
+            whole = splitting.Work(part.parallel, tuple(work))
+            cut, new = splitting.split(whole, across.ROWS, target.l2_bytes) if adaptive else ((whole,), ())
             parts |= dict(new)
             for piece in cut:
-                loops, own, relaid = mapping.phase(piece, target, fixed)
+                loops, own, relaid = mapping.phase(piece, target, fixed, adaptive)
                 packed |= relaid
                 phases.append(loops)
                 tiles += own

@@ -45,25 +45,29 @@ TURNED = 6.0
 
 
 def phase(
-    given: Work, target: Target, constants: Mapping[Buffer, Value] | None = None
+    given: Work, target: Target, constants: Mapping[Buffer, Value] | None = None, adaptive: bool = True
 ) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Constant]]:
-    """The phase's loops, its tiles, and the constants that it reads in an order of its own."""
+    """The phase's loops, its tiles, and the constants that it reads in an order of its own. Without `adaptive`
+    (for ablation) lanes run along the axis with the fewest strided accesses, however short, and nothing is staged."""
     fixed, clips = constants or {}, given.clips
     axes, work = merge(given)
     lanes = target.vector_bits // 32
 
     def price(n: Nest, a: Axis, beside: bool = False) -> float:
+        if not adaptive:
+            return float(_strided(n, a))
         return _axis_cost(n, a, lanes, fixed, partial(across.turns, work, axes, a, n) if beside else None)
 
     own = [min((*n.kept, *n.reduced), key=partial(price, n), default=None) for n in work]
     rows = sum(weight(n, axes) * (price(n, a) if a is not None else _scalar(n)) for n, a in zip(work, own, strict=True))
-    beside = {a: sum(weight(n, axes) * price(n, a, True) for n in work) for a in axes}
-    best = min(axes, key=beside.__getitem__, default=None)
+    fixed_axes = {c.outer for c in clips.values()}
+    beside = {a: sum(weight(n, axes) * price(n, a, True) for n in work) for a in axes if a not in fixed_axes}
+    best = min(beside, key=beside.__getitem__, default=None)
     relaid: dict[Buffer, Constant] = {}
     if best is not None and (beside[best] <= rows or not any(own)):
         work = tuple(_relay(n, best, fixed, relaid) for n in work)
-        block = across.cut(axes, best, work, clips, BLOCK, target.l2_bytes)
-        return _across(block), block.tiles, relaid
+        block = across.cut(axes, best, work, clips, BLOCK, target.l2_bytes, adaptive)
+        return *_across(block), relaid
     work = tuple(_relay(n, a, fixed, relaid) for n, a in zip(work, own, strict=True))
     body: list[Stmt] = []
     for n, a in zip(work, own, strict=True):
@@ -132,7 +136,8 @@ def merge(work: Work) -> tuple[tuple[Axis, ...], tuple[Nest, ...]]:
     """Joins axes as long as any two of one kind (parallel; kept or reduced of one nest) can be. Axes that end early
     stay as they are."""
     parallel, nests = work.parallel, work.nests
-    while (pair := _pair(parallel, [i for n in nests for _, i, _ in indices(n)])) is not None:
+    fixed = {c.outer for c in work.clips.values()}
+    while (pair := _pair([a for a in parallel if a not in fixed], _all_indices(nests))) is not None:
         joined, rewriter, rename = _joining(*pair)
         parallel = tuple(joined if a is pair[1] else a for a in parallel if a is not pair[0])
         nests = tuple(rewriter.nest(n, rename) for n in nests)
@@ -147,6 +152,10 @@ def merge(work: Work) -> tuple[tuple[Axis, ...], tuple[Nest, ...]]:
             n = rewriter.nest(n, rename)
         out.append(n)
     return parallel, tuple(out)
+
+
+def _all_indices(nests: Sequence[Nest]) -> list[Index]:
+    return [i for n in nests for _, i, _ in indices(n)]
 
 
 def _pair(axes: Sequence[Axis], found: Sequence[Index]) -> tuple[Axis, Axis] | None:
@@ -207,6 +216,11 @@ def _axis_cost(
     return total * (-(-extent // lanes) * lanes) / extent
 
 
+def _strided(n: Nest, axis: Axis) -> int:
+    """How many accesses of memory are neither contiguous along the axis nor the same."""
+    return sum(b is not None and b.space == "global" and i.coefficient(axis) not in (0, 1) for b, i, _ in indices(n))
+
+
 def moving_locals(n: Nest, axis: Axis) -> set[Local]:
     """The locals of a nest (loaded indices) that change along an axis."""
     moving: set[Local] = set()
@@ -255,14 +269,20 @@ def loops(
     return body
 
 
-def _across(block: across.Block) -> Phase:
-    """A block's nests, each in a vector loop over the lanes."""
+def _across(block: across.Block) -> tuple[Phase, tuple[Buffer, ...]]:
+    """A block's nests, each in a vector loop over the lanes, or around one."""
     inner_loops = any(n.kept or n.reduced for n in block.nests)
     body: list[Stmt] = list(block.before)
+    tiles = block.tiles
     for n in block.nests:
-        times = unroll(n, True) if inner_loops else 4 if cost(n) <= 24 else 2
-        body.append(Loop(block.lanes, loops(n, None, block.clips), (), "vector", block.clip, times))
-    return Phase(block.axes, (*body, *block.after), grain(block.nests, block.points))
+        if block.by_row:
+            stmts, totals = across.streamed(n, block)
+            body += stmts
+            tiles += totals
+        else:
+            times = unroll(n, True) if inner_loops else 4 if cost(n) <= 24 else 2
+            body.append(Loop(block.lanes, loops(n, None, block.clips), (), "vector", block.clip, times))
+    return Phase(block.axes, (*body, *block.after), grain(block.nests, block.points)), tiles
 
 
 class Reader(Rewriter):

@@ -12,7 +12,7 @@ It is safe where the nests of a phase need nothing of each other: what a block r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from stitch import access, dims
@@ -24,6 +24,12 @@ from stitch.stitching.schemes import estimate
 
 PART = 16_384
 """Elements that a block folds."""
+
+LEAST = 128
+"""Terms that a block folds at least, lest partial results are as many as what they are made from."""
+
+WIDE = 16_384
+"""Points that a task takes side by side where memory is far: whole rows if possible, for then it is read in order."""
 
 ENOUGH = 16
 """Tasks from which a phase has enough of them as it is."""
@@ -38,20 +44,21 @@ class Work:
     clips: Mapping[Axis, Clip] = field(default_factory=dict)
 
 
-def split(work: Work, wide: int) -> tuple[tuple[Work, ...], tuple[tuple[Buffer, Value], ...]]:
+def split(work: Work, wide: int, large: int) -> tuple[tuple[Work, ...], tuple[tuple[Buffer, Value], ...]]:
     """The work as it is, or in two phases, and the buffers of partial results, which nothing else needs. `wide`:
-    points of the parallel axes that a task takes if lanes run along these."""
+    points of the parallel axes that a task takes if lanes run along these; `large`: bytes of a buffer from which it
+    takes more, for the sake of memory."""
     points = estimate(dims.product(a.extent for a in work.parallel))
     if not work.nests or not all(_is_fold(n) for n in work.nests):
         return (work,), ()
     longest = [max(n.reduced, key=lambda a: estimate(a.extent)) for n in work.nests]
     extent = longest[0].extent
     terms = max(estimate(dims.product(a.extent for a in n.reduced)) for n in work.nests)
-    in_rows = any(i.coefficient(a) == 1 for n, a in zip(work.nests, longest, strict=True) for _, i, _ in indices(n))
-    together = 1 if in_rows else min(points, wide)
+    in_rows = any(_runs_along(n, a, work.parallel) for n, a in zip(work.nests, longest, strict=True))
+    together = 1 if in_rows else min(points, WIDE if _is_large(work.nests, large) else wide)
     if any(a.extent != extent for a in longest) or points >= ENOUGH * together or terms * together < 2 * PART:
         return (work,), ()
-    block = max(PART * estimate(extent) // (terms * together), 16)
+    block = max(PART * estimate(extent) // (terms * together) // 16 * 16, LEAST)
     part = Axis("part", dims.ceil_div(extent, block))
     first: list[Nest] = []
     second: list[Nest] = []
@@ -65,6 +72,20 @@ def split(work: Work, wide: int) -> tuple[tuple[Work, ...], tuple[tuple[Buffer, 
         first.append(_partial(n, axis, inner, part, work.parallel, [b for b, _ in buffers]))
         second.append(_combined(n, Axis("part", part.extent), work.parallel, [b for b, _ in buffers]))
     return (Work((part, *work.parallel), tuple(first), clips), Work(work.parallel, tuple(second))), tuple(parts)
+
+
+def _runs_along(n: Nest, axis: Axis, parallel: Sequence[Axis]) -> bool:
+    """Whether what a nest folds is adjacent along `axis`; what all points share does not count."""
+    points = [a for a in parallel if a.extent != 1]
+    return any(
+        i.coefficient(axis) == 1 and (not points or any(i.coefficient(p) != 0 for p in points))
+        for _, i, _ in indices(n)
+    )
+
+
+def _is_large(nests: Sequence[Nest], large: int) -> bool:
+    buffers = {b for n in nests for b, _, _ in indices(n) if b is not None}
+    return any(estimate(b.size) * b.dtype.itemsize > large for b in buffers)
 
 
 def _is_fold(n: Nest) -> bool:
@@ -90,9 +111,7 @@ def _buffer(fold: Fold, part: Axis, parallel: tuple[Axis, ...]) -> tuple[Buffer,
     return Buffer("p", value.dtype, value.size), value
 
 
-def _partial(
-    n: Nest, axis: Axis, inner: Axis, part: Axis, parallel: tuple[Axis, ...], buffers: list[Buffer]
-) -> Nest:
+def _partial(n: Nest, axis: Axis, inner: Axis, part: Axis, parallel: tuple[Axis, ...], buffers: list[Buffer]) -> Nest:
     position = access.index(0, (part, inner.extent), (inner, 1))
     moved = Rewriter(lambda _, i: i.substitute({axis: position})).nest(n, {axis: inner})
     folds = tuple(replace(f, local=Local(f.local.name, f.local.dtype)) for f in moved.folds)

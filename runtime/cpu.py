@@ -1,20 +1,7 @@
 """Machine code on the processor this runs on: the only module of the runtime that knows llvmlite.
 
 `Library` loads object code. `support` is the code that comes with the runtime itself, compiled once per machine and
-kept in the cache: the thread team, and two functions that start an inference,
-
-    i64 stitch_run(ptr record)                                the entry of `record`, inside the team's begin and end
-    i64 stitch_call(ptr record, ptr inputs, ptr outputs)      the same with two Python lists of numpy arrays
-
-`stitch_call` examines the arrays and takes their addresses in a few nanoseconds each, where Python would need a
-microsecond. It knows how CPython lists and numpy arrays lie in memory; `reads_arrays` tries that out, once, before
-anyone relies on it. A record is a row of i64s:
-
-    entry, team, dims, slots, arena, type of arrays, number of inputs, number of outputs,
-    then for each input, and each output: descr, rank, flags that must be set, address of the shape
-
-The array's addresses go to `slots`. If the k-th of the arrays is not as the record says, nothing runs and the result
-is -k; if the lists have other lengths, it is -1.
+kept in the cache: the thread team (`threads`), and how an inference is started (`calls`).
 """
 
 from __future__ import annotations
@@ -35,134 +22,8 @@ import numpy as np
 
 from stitch import knobs
 from stitch.errors import ResourceError
-from stitch.runtime import threads
+from stitch.runtime import calls, threads
 from stitch.runtime.cache import Cache
-
-RECORD_HEAD = 8  # i64s before the descriptions of arrays
-RECORD_ARRAY = 4  # i64s for each of them
-CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400  # numpy's flags
-
-_CALL_IR = """
-define i64 @stitch_run(ptr %record) {
-  %entry = load ptr, ptr %record
-  %team_at = getelementptr i64, ptr %record, i64 1
-  %team = load ptr, ptr %team_at
-  %dims_at = getelementptr i64, ptr %record, i64 2
-  %dims = load ptr, ptr %dims_at
-  %slots_at = getelementptr i64, ptr %record, i64 3
-  %slots = load ptr, ptr %slots_at
-  %arena_at = getelementptr i64, ptr %record, i64 4
-  %arena = load ptr, ptr %arena_at
-  %nobody = icmp eq ptr %team, null
-  br i1 %nobody, label %alone, label %together
-alone:
-  %code = call i64 %entry(ptr null, ptr %dims, ptr %slots, ptr %arena)
-  ret i64 %code
-together:
-  call void @stitch_team_begin(ptr %team)
-  %code2 = call i64 %entry(ptr %team, ptr %dims, ptr %slots, ptr %arena)
-  call void @stitch_team_end(ptr %team)
-  ret i64 %code2
-}
-
-define i64 @stitch_call(ptr %record, ptr %inputs, ptr %outputs) {
-begin:
-  %slots_at = getelementptr i64, ptr %record, i64 3
-  %slots = load ptr, ptr %slots_at
-  %type_at = getelementptr i64, ptr %record, i64 5
-  %type = load i64, ptr %type_at
-  %n_in_at = getelementptr i64, ptr %record, i64 6
-  %n_in = load i64, ptr %n_in_at
-  %n_out_at = getelementptr i64, ptr %record, i64 7
-  %n_out = load i64, ptr %n_out_at
-  %n = add i64 %n_in, %n_out
-  %given_in_at = getelementptr i64, ptr %inputs, i64 2
-  %given_in = load i64, ptr %given_in_at
-  %given_out_at = getelementptr i64, ptr %outputs, i64 2
-  %given_out = load i64, ptr %given_out_at
-  %in_ok = icmp eq i64 %given_in, %n_in
-  %out_ok = icmp eq i64 %given_out, %n_out
-  %lengths = and i1 %in_ok, %out_ok
-  br i1 %lengths, label %start, label %odd
-odd:
-  ret i64 -1
-start:
-  %in_items_at = getelementptr i64, ptr %inputs, i64 3
-  %in_items = load ptr, ptr %in_items_at
-  %out_items_at = getelementptr i64, ptr %outputs, i64 3
-  %out_items = load ptr, ptr %out_items_at
-  br label %loop
-loop:
-  %i = phi i64 [0, %start], [%next, %fits]
-  %more = icmp slt i64 %i, %n
-  br i1 %more, label %look, label %go
-look:
-  %is_in = icmp slt i64 %i, %n_in
-  %j = sub i64 %i, %n_in
-  %in_at = getelementptr ptr, ptr %in_items, i64 %i
-  %out_at = getelementptr ptr, ptr %out_items, i64 %j
-  %item_at = select i1 %is_in, ptr %in_at, ptr %out_at
-  %item = load ptr, ptr %item_at
-  %words = mul i64 %i, 4
-  %from = add i64 %words, 8
-  %want = getelementptr i64, ptr %record, i64 %from
-  %next = add i64 %i, 1
-  %item_type_at = getelementptr i64, ptr %item, i64 1
-  %item_type = load i64, ptr %item_type_at
-  %is_array = icmp eq i64 %item_type, %type
-  br i1 %is_array, label %array, label %wrong
-array:
-  %descr_at = getelementptr i8, ptr %item, i64 56
-  %descr = load i64, ptr %descr_at
-  %rank_at = getelementptr i8, ptr %item, i64 24
-  %rank = load i32, ptr %rank_at
-  %flags_at = getelementptr i8, ptr %item, i64 64
-  %flags = load i32, ptr %flags_at
-  %want_descr = load i64, ptr %want
-  %want_rank_at = getelementptr i64, ptr %want, i64 1
-  %want_rank = load i32, ptr %want_rank_at
-  %want_flags_at = getelementptr i64, ptr %want, i64 2
-  %want_flags = load i32, ptr %want_flags_at
-  %descr_ok = icmp eq i64 %descr, %want_descr
-  %rank_ok = icmp eq i32 %rank, %want_rank
-  %set = and i32 %flags, %want_flags
-  %flags_ok = icmp eq i32 %set, %want_flags
-  %two = and i1 %descr_ok, %rank_ok
-  %three = and i1 %two, %flags_ok
-  br i1 %three, label %shape, label %wrong
-shape:
-  %dims_at = getelementptr i8, ptr %item, i64 32
-  %dims = load ptr, ptr %dims_at
-  %want_dims_at = getelementptr i64, ptr %want, i64 3
-  %want_dims = load ptr, ptr %want_dims_at
-  %axes = zext i32 %rank to i64
-  br label %axis
-axis:
-  %a = phi i64 [0, %shape], [%a_next, %compare]
-  %rest = icmp slt i64 %a, %axes
-  br i1 %rest, label %compare, label %fits
-compare:
-  %dim_at = getelementptr i64, ptr %dims, i64 %a
-  %dim = load i64, ptr %dim_at
-  %want_dim_at = getelementptr i64, ptr %want_dims, i64 %a
-  %want_dim = load i64, ptr %want_dim_at
-  %a_next = add i64 %a, 1
-  %dim_ok = icmp eq i64 %dim, %want_dim
-  br i1 %dim_ok, label %axis, label %wrong
-fits:
-  %data_at = getelementptr i8, ptr %item, i64 16
-  %data = load ptr, ptr %data_at
-  %slot = getelementptr ptr, ptr %slots, i64 %i
-  store ptr %data, ptr %slot
-  br label %loop
-wrong:
-  %minus = sub i64 0, %next
-  ret i64 %minus
-go:
-  %code = call i64 @stitch_run(ptr %record)
-  ret i64 %code
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -227,15 +88,16 @@ def support() -> Mapping[str, int]:
     """The addresses of the runtime's own functions. They are never unloaded, for threads may be inside."""
     global _support
     if _support is None:
-        names = [*threads.FUNCTIONS, "stitch_run", "stitch_call"]
+        names = [*threads.FUNCTIONS, *calls.FUNCTIONS]
         library = Library(_support_code(), names)
         library.keep()
         _support = {name: library[name] for name in names}
+        calls.prepare_for_fork(_support)
     return _support
 
 
 def _support_code() -> bytes:
-    text = threads.ir(llvm.get_process_triple()) + _CALL_IR
+    text = threads.ir(llvm.get_process_triple()) + calls.IR
     key = hashlib.sha256(f"{llvmlite.__version__}\n{text}".encode()).hexdigest()
     cache = Cache(knobs.current().cache_dir, knobs.current().cache_bytes)
     code = cache.load_bytes(key)
@@ -255,7 +117,7 @@ def team(size: int) -> threads.Team | None:
 
 
 def reads_arrays() -> bool:
-    """Whether `stitch_call` finds what it expects in lists and arrays here."""
+    """Whether `calls` finds what it expects in lists and arrays here."""
     global _reads
     if _reads is None:
         _reads = _try_reading()
@@ -285,7 +147,7 @@ def _try_reading() -> bool:
         expected = [id(list), 2, id(array), id(np.ndarray), array.ctypes.data, array.ndim, id(array.dtype)]
         found += [word(word(id(array) + 32) + 8 * axis) for axis in range(array.ndim)]
         expected += array.shape
-        found += [bool(flags & bit) for bit in (CONTIGUOUS, ALIGNED, WRITEABLE)]
+        found += [bool(flags & bit) for bit in (calls.CONTIGUOUS, calls.ALIGNED, calls.WRITEABLE)]
         expected += [array.flags.c_contiguous, array.flags.aligned, array.flags.writeable]
         if found != expected:
             return False

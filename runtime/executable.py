@@ -3,11 +3,12 @@
     run = Executable(artifact)
     y, = run.run([x])              new arrays
     run.run([x], [y])              or the caller's own, which must not overlap an input
+    call = run.bind([x], [y])      all checks now, none in call()
 
 What a run needs to know about its shapes (symbols, sizes of outputs and scratch memory, whether guards hold) is worked
 out once for each combination of input shapes, and remembered as a `Plan`. What it writes to (the table of pointers,
-scratch memory) is a `Frame`, of which there are as many as runs at a time. So the usual run is: find the plan, take a
-frame, and make one native call that checks the arrays against the plan and starts.
+scratch memory) is a `Frame`, of which there are as many as runs at a time. So the usual run is: take a frame, most
+likely ready for this plan from its last run, and make one native call that checks the arrays against it and starts.
 
 Everything else takes the slow way: inputs that must be converted, arrays that do not fit, host steps.
 """
@@ -16,78 +17,49 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
 from stitch import knobs
-from stitch.errors import (
-    ConstraintViolated,
-    InputError,
-    ResourceError,
-    StitchError,
-    SymbolConflict,
-    WrongDtype,
-    WrongRank,
-    WrongShape,
-)
-from stitch.plan import Artifact, Guard, HostStep, NativeStep, np_dtype
-from stitch.runtime import cpu, host
+from stitch.errors import InputError, StitchError, WrongDtype, WrongRank, WrongShape
+from stitch.plan import Artifact, HostStep, NativeStep, np_dtype
+from stitch.runtime import calls, cpu, host
+from stitch.runtime.binding import Bound, bind_steps, check_memory
 from stitch.runtime.device import HOST, Run
-from stitch.runtime.memory import Arena, Pool, address_of, aligned_copy
+from stitch.runtime.memory import Arena, Pool, address_of, aligned_copy, bytes_of, new_array
+from stitch.runtime.planning import Plan, Planner, Shape, Sizes
 from stitch.runtime.threads import available_cores
 
 MOST_PLANS = 256  # combinations of shapes that are remembered
-ALIGN_FROM = 512 << 10  # results of so many bytes begin at a cache line: 5 to 12 % for 1 us; numpy gives 16 bytes
-_TEAM_FIELD, _DIMS_FIELD, _SLOTS_FIELD, _ARENA_FIELD = 1, 2, 3, 4  # in a record, see cpu.py
 
-Shape = tuple[int, ...]
-_Call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t)
 _Run = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_size_t)
-_Layout = ctypes.CFUNCTYPE(None, ctypes.c_size_t, ctypes.c_size_t)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the layout of a native step says."""
-
-    arena: int
-    writes: tuple[Shape, ...]
-
-
-@dataclass(eq=False)
-class Plan:
-    """What follows from the shapes of the inputs."""
-
-    dims: np.ndarray  # a value for each symbol that is bound by the inputs, then the size of the team
-    sizes: dict[int, Sizes]  # for the steps before the first that binds symbols
-    results: list[tuple[Shape, np.dtype, bool]]  # shape, dtype, whether to align; of all outputs, if they are known
-    record: np.ndarray  # what `cpu` wants to know, if one native call is all there is
-    arena: int
-    shapes: list[np.ndarray] = field(default_factory=list)  # that `record` points to
-    used: bool = True  # since eviction looked last
 
 
 class Frame:
     """What one run at a time writes to."""
 
-    def __init__(self, slots: np.ndarray, record_size: int) -> None:
+    def __init__(self, slots: np.ndarray, record: np.ndarray, support: Mapping[str, int]) -> None:
         self.slots = slots
-        self.record = np.zeros(record_size, np.int64)
-        self.address = address_of(self.record)
+        self.record = record
+        self.address = address_of(record)
         self.arena = Arena()
-        self.plan: Plan | None = None  # the one that `record` is for
+        self.call = calls.caller(support, record)
+        self.forget()
 
     def fit(self, plan: Plan) -> None:
         arena = self.arena.reserve(plan.arena)
         self.record[:] = plan.record
-        self.record[_SLOTS_FIELD] = address_of(self.slots)
-        self.record[_ARENA_FIELD] = arena
-        self.plan = plan
+        self.record[calls.SLOTS] = address_of(self.slots)
+        self.record[calls.ARENA] = arena
+        self.plan: Plan | None = plan  # the one that `record` is for
+
+    def forget(self) -> None:
+        """No arrays fit until the frame does."""
+        self.record[calls.INPUTS] = -1
+        self.plan = None
 
 
 class Executable:
@@ -105,52 +77,75 @@ class Executable:
         self._support = cpu.support()
         names = {name for step in native for name in (step.entry, step.layout) if name}
         self._library = cpu.Library(artifact.code, sorted(names), self._support) if names else None
-        self._team = cpu.team(self.threads)
         self._constants = aligned_copy(artifact.constants)
         self._dtypes = [np_dtype(slot.dtype) for slot in artifact.slots]
         self._functions = functions
         self._plans: dict[tuple[Shape, ...], Plan] = {}
         self._frames = Pool(self._frame)
-        self._call = _Call(self._support["stitch_call"])
         self._run = _Run(self._support["stitch_run"])
-        entries = [step for step in native if step.entry]
-        self._single = len(entries) == 1 and len(native) == len(artifact.steps) and entries[0] is native[-1]
-        self._direct = self._single and cpu.reads_arrays()
-        self._layouts = {step.layout: _Layout(self._address(step.layout)) for step in native}
+        self._planner = Planner(artifact, self._dtypes, self._library, cpu.team(self.threads), self.threads)
+        self._direct = self._planner.single and cpu.reads_arrays()
 
     def run(self, arrays: list[np.ndarray], outputs: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:
         """The outputs for these inputs, in the artifact's order."""
-        if self._direct and type(arrays) is list:
+        if self._direct and type(arrays) is list and (outputs is None or type(outputs) is list):
             try:
-                plan = self._plans.get(tuple([array.shape for array in arrays]))
-            except (AttributeError, TypeError):
-                plan = None  # not arrays
-            if plan is not None:
-                results: Any = outputs
-                if outputs is None:
-                    results = [_empty(shape, dtype) if align else np.empty(shape, dtype)
+                frame = self._frames.free.pop()  # that of the last run: most likely the shapes are the same again
+            except IndexError:
+                frame = self._frame()
+            results: Any = outputs
+            code = -1 if results is None else frame.call(arrays, results)
+            if code < 0 and (plan := self._known(arrays)) is not None:
+                if results is None:
+                    results = [new_array(shape, dtype) if align else np.empty(shape, dtype)
                                for shape, dtype, align in plan.results]  # fmt: skip
-                if type(results) is list:
-                    plan.used = True
-                    frame = self._frames.take()
-                    if frame.plan is not plan:
-                        frame.fit(plan)
-                    code = self._call(frame.address, id(arrays), id(results))
-                    if code < 0 and (alike := self._alike(arrays)) is not None:
-                        code = self._call(frame.address, id(alike), id(results))
-                    self._frames.free.append(frame)
-                    if code == 0:
-                        return results
-                    if code > 0:
-                        raise self._failure(code)
+                if frame.plan is not plan:
+                    frame.fit(plan)
+                code = frame.call(arrays, results)
+                if code < 0 and (alike := self._alike(arrays)) is not None:
+                    code = frame.call(alike, results)
+            self._frames.free.append(frame)
+            if code == 0:
+                return results  # type: ignore[no-any-return]
+            if code > 0:
+                raise self._failure(code)
         return self._run_slowly(arrays, outputs)
 
     __call__ = run
+
+    def bind(self, given: Sequence[np.ndarray], outputs: Sequence[np.ndarray | None] | None = None) -> Bound:
+        """A call that runs on the memory of these arrays. Outputs that are not given are made here; but where there are
+        host steps, which may decide shapes, by each call."""
+        arrays = self._convert(given)
+        plan = self._plan_for(arrays)
+        own = self._own(outputs)
+        check_memory(self.artifact, given, arrays, own)
+        places = range(len(arrays), len(arrays) + len(own))
+        if self._planner.single:
+            own = [self._place(k, shape, own) for k, (shape, _, _) in zip(places, plan.results, strict=True)]
+        if not self._direct:
+            return bind_steps(lambda: self._perform(plan, arrays, own), own)
+        frame = self._frame()
+        frame.fit(plan)
+        results: list[Any] = list(own)
+        frame.slots[: places.stop] = [address_of(array) for array in (*arrays, *results)]
+        call = calls.bound_caller(self._support, frame.record, results, self._fail, frame, arrays, own)
+        return Bound(call, results)
 
     def close(self) -> None:
         """Unload the code; no run may be going on, or follow."""
         if self._library is not None:
             self._library.close()
+
+    def _known(self, arrays: list[np.ndarray]) -> Plan | None:
+        """The plan for these shapes, if there is one."""
+        try:
+            plan = self._plans.get(tuple([array.shape for array in arrays]))
+        except (AttributeError, TypeError):
+            return None  # not arrays
+        if plan is not None:
+            plan.used = True
+        return plan
 
     def _alike(self, arrays: list[np.ndarray]) -> list[np.ndarray] | None:
         """The inputs, if only their dtypes are other objects than ours, though equal, as they are after unpickling."""
@@ -165,19 +160,26 @@ class Executable:
 
     def _run_slowly(self, given: Sequence[Any], outputs: Sequence[np.ndarray | None] | None) -> list[np.ndarray]:
         arrays = self._convert(given)
-        key = tuple([array.shape for array in arrays])
-        plan = self._plans.get(key)
+        plan = self._plan_for(arrays)
+        return self._perform(plan, arrays, self._own(outputs))
+
+    def _plan_for(self, arrays: list[np.ndarray]) -> Plan:
+        plan = self._known(arrays)
         if plan is None:
-            plan = self._plan(key)
+            key = tuple([array.shape for array in arrays])
+            plan = self._planner.plan(key)
             self._remember(key, plan)
-        plan.used = True
+        return plan
+
+    def _own(self, outputs: Sequence[np.ndarray | None] | None) -> list[np.ndarray | None]:
+        """The caller's arrays for outputs, checked as far as one can without knowing their shapes."""
         own: list[np.ndarray | None] = list(outputs) if outputs is not None else [None] * len(self.artifact.outputs)
         if len(own) != len(self.artifact.outputs):
             raise InputError(None, f"{len(own)} outputs are given, but the model has {len(self.artifact.outputs)}")
         for position, array in enumerate(own):
             if array is not None:
                 self._check_own(position, array)
-        return self._perform(plan, arrays, own)
+        return own
 
     def _convert(self, given: Sequence[Any]) -> list[np.ndarray]:
         """The inputs as arrays in C order, checked as far as one can without knowing the others."""
@@ -198,96 +200,6 @@ class Executable:
             array = array.astype(dtype, order="C", copy=False)
             arrays.append(array if array.flags.aligned else array.copy())
         return arrays
-
-    def _plan(self, shapes: tuple[Shape, ...]) -> Plan:
-        """Bind the symbols and see that all conditions hold."""
-        artifact = self.artifact
-        dims = np.zeros(len(artifact.symbols) + 1, np.int64)
-        dims[-1] = self.threads
-        places: dict[str, tuple[int, int]] = {}
-        for symbol, input, axis in artifact.bindings:
-            name = artifact.symbols[symbol]
-            if name not in places:
-                places[name] = input, axis
-                dims[symbol] = shapes[input][axis]
-        for input, port in enumerate(artifact.inputs):
-            for axis, dim in enumerate(port.shape):
-                if isinstance(dim, str) and dim in places:
-                    other_input, other_axis = places[dim]
-                    if shapes[input][axis] != shapes[other_input][other_axis]:
-                        raise SymbolConflict(
-                            port.name, axis=axis, symbol=dim, given=shapes[input][axis],
-                            other_input=artifact.inputs[other_input].name, other_axis=other_axis,
-                            other=shapes[other_input][other_axis],
-                        )  # fmt: skip
-        sizes = {}
-        known: dict[int, Shape] = {}
-        for number, step in enumerate(artifact.steps):
-            if isinstance(step, HostStep):
-                if step.binds:
-                    break
-                continue
-            sizes[number] = self._sizes(step, dims, shapes)
-            known |= dict(zip(step.writes, sizes[number].writes, strict=True))
-        return self._describe(dims, sizes, shapes, known)
-
-    def _describe(
-        self, dims: np.ndarray, sizes: dict[int, Sizes], shapes: tuple[Shape, ...], known: dict[int, Shape]
-    ) -> Plan:
-        artifact = self.artifact
-        count = len(artifact.inputs) + len(artifact.outputs)
-        record = np.zeros(cpu.RECORD_HEAD + cpu.RECORD_ARRAY * count, np.int64)
-        record[_TEAM_FIELD] = self._team.address if self._team else 0
-        record[_DIMS_FIELD] = address_of(dims)
-        plan = Plan(dims, sizes, [], record, max((size.arena for size in sizes.values()), default=0))
-        if not self._single:
-            return plan
-        step = artifact.steps[-1]
-        assert isinstance(step, NativeStep)
-        record[0] = self._address(step.entry)
-        record[5:8] = id(np.ndarray), len(artifact.inputs), len(artifact.outputs)
-        known = dict(enumerate(shapes)) | known
-        for slot in range(count):
-            is_output = slot >= len(artifact.inputs)
-            flags = cpu.CONTIGUOUS | cpu.ALIGNED | (cpu.WRITEABLE if is_output else 0)
-            plan.shapes.append(np.array(known[slot], np.int64))
-            at = cpu.RECORD_HEAD + cpu.RECORD_ARRAY * slot
-            row = id(self._dtypes[slot]), len(known[slot]), flags, address_of(plan.shapes[-1])
-            record[at : at + cpu.RECORD_ARRAY] = row
-            if is_output:
-                dtype = self._dtypes[slot]
-                plan.results.append((known[slot], dtype, _bytes(known[slot], dtype) >= ALIGN_FROM))
-        return plan
-
-    def _sizes(self, step: NativeStep, dims: np.ndarray, shapes: tuple[Shape, ...]) -> Sizes:
-        """Evaluate a step's layout; raise if a check or a guard fails."""
-        ranks = [self.artifact.slots[slot].rank for slot in step.writes]
-        out = np.zeros(1 + len(step.checks) + 2 * len(step.guards) + sum(ranks), np.int64)
-        self._layouts[step.layout](address_of(dims), address_of(out))
-        values: Iterator[int] = iter(out.tolist())
-        arena = next(values)
-        for (input, axis), expected in zip(step.checks, values, strict=False):
-            port, found = self.artifact.inputs[input], shapes[input][axis]
-            if found != expected:
-                raise WrongShape(port.name, axis=axis, given=found, expected=f"{port.shape[axis]} = {expected}")
-        for guard, left, right in zip(step.guards, values, values, strict=False):
-            if left != right:
-                raise self._violated(guard, dims, left, right)
-        writes = []
-        for slot, rank in zip(step.writes, ranks, strict=True):
-            shape = tuple([next(values) for _ in range(rank)])
-            if min(shape, default=0) < 0:
-                name = self._name(slot)
-                raise InputError(None, f"with these inputs, {name} would have the shape {shape}")
-            writes.append(shape)
-        return Sizes(arena, tuple(writes))
-
-    def _violated(self, guard: Guard, dims: np.ndarray, left: int, right: int) -> ConstraintViolated:
-        words = set(re.findall(r"\w+", f"{guard.left} {guard.right}"))
-        symbols = zip(self.artifact.symbols, dims.tolist(), strict=False)
-        values = {name: value for name, value in symbols if name in words or name in guard.left + guard.right}
-        values |= {side: value for side, value in ((guard.left, left), (guard.right, right)) if not side.isdigit()}
-        return ConstraintViolated(f"{guard.left} = {guard.right}", values=values, reason=guard.where)
 
     def _remember(self, key: tuple[Shape, ...], plan: Plan) -> None:
         with _lock:
@@ -329,9 +241,9 @@ class Executable:
         self, frame: Frame, plan: Plan, arrays: list[np.ndarray], own: list[np.ndarray | None]
     ) -> list[np.ndarray]:
         frame.fit(plan)
-        frame.plan = None
+        frame.forget()
         dims = plan.dims.copy()
-        frame.record[_DIMS_FIELD] = address_of(dims)
+        frame.record[calls.DIMS] = address_of(dims)
         values: dict[int, np.ndarray] = dict(enumerate(arrays))
         shapes = tuple([array.shape for array in arrays])
         for slot, array in enumerate(arrays):
@@ -339,7 +251,7 @@ class Executable:
         for number, step in enumerate(self.artifact.steps):
             match step:
                 case NativeStep():
-                    sizes = plan.sizes.get(number) or self._sizes(step, dims, shapes)
+                    sizes = plan.sizes.get(number) or self._planner.sizes(step, dims, shapes)
                     self._perform_native(step, sizes, values, own, frame)
                 case HostStep():
                     self._perform_host(step, dims, values, own, frame)
@@ -352,8 +264,8 @@ class Executable:
             values[slot] = self._place(slot, shape, own)
             frame.slots[slot] = address_of(values[slot])
         if step.entry:
-            frame.record[0] = self._address(step.entry)
-            frame.record[_ARENA_FIELD] = frame.arena.reserve(sizes.arena)
+            frame.record[calls.ENTRY] = self._address(step.entry)
+            frame.record[calls.ARENA] = frame.arena.reserve(sizes.arena)
             code = self._run(frame.address)
             if code:
                 raise self._failure(code)
@@ -392,7 +304,7 @@ class Executable:
         position = slot - len(self.artifact.inputs)
         array = own[position] if position < len(own) else None
         if array is None:
-            return _empty(shape, self._dtypes[slot])
+            return new_array(shape, self._dtypes[slot])
         if array.shape != shape:
             port = self.artifact.outputs[position]
             problem = f"the array given for output {port.name!r} has the shape {array.shape}, but it will be {shape}"
@@ -401,20 +313,18 @@ class Executable:
 
     def _constant(self, slot: int) -> np.ndarray:
         record = self.artifact.slots[slot]
-        size = _bytes(record.shape, self._dtypes[slot])
+        size = bytes_of(record.shape, self._dtypes[slot])
         data = self._constants[record.offset : record.offset + size].view(self._dtypes[slot]).reshape(record.shape)
         data.flags.writeable = False
         return data
+
+    def _fail(self, code: int) -> NoReturn:
+        raise self._failure(code)
 
     def _failure(self, code: int) -> StitchError:
         if 0 < code <= len(self.artifact.errors):
             return InputError(None, self.artifact.errors[code - 1])
         return StitchError(f"the compiled code reports the unknown error {code}", "please report this")
-
-    def _name(self, slot: int) -> str:
-        position = slot - len(self.artifact.inputs)
-        outputs = self.artifact.outputs
-        return f"output {outputs[position].name!r}" if position < len(outputs) else "an intermediate value"
 
     def _frame(self) -> Frame:
         slots = np.zeros(len(self.artifact.slots) + 1, np.int64)
@@ -422,7 +332,7 @@ class Executable:
             if slot.kind == "constant":
                 slots[number] = address_of(self._constants) + slot.offset
         count = len(self.artifact.inputs) + len(self.artifact.outputs)
-        return Frame(slots, cpu.RECORD_HEAD + cpu.RECORD_ARRAY * count)
+        return Frame(slots, calls.new_record(count), self._support)
 
     def _address(self, name: str) -> int:
         assert self._library is not None
@@ -443,26 +353,6 @@ class Processor:
 
     def transfer(self, array: np.ndarray, source: str, destination: str) -> np.ndarray:
         return array
-
-
-def _bytes(shape: Shape, dtype: np.dtype) -> int:
-    size = dtype.itemsize
-    for dim in shape:
-        size *= dim
-    return size
-
-
-def _empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """A new array. A large one begins at a cache line."""
-    size = _bytes(shape, dtype)
-    try:
-        if size < ALIGN_FROM or dtype.kind == "O":
-            return np.empty(shape, dtype)
-        block = np.empty(size + 64, np.uint8)
-        start = -address_of(block) % 64
-        return np.ndarray(shape, dtype, block, start)
-    except (MemoryError, ValueError) as error:
-        raise ResourceError("memory", f"no memory for an array of the shape {shape} and type {dtype}") from error
 
 
 def _after_fork() -> None:

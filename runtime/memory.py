@@ -1,4 +1,4 @@
-"""Scratch memory that outlives a run, so that a run in the steady state allocates nothing."""
+"""Memory: for results, and scratch memory that outlives a run, so that one in the steady state allocates nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stitch.errors import ResourceError
 
 ALIGNMENT = 64
 HUGE = 2 << 20  # from this size on, memory is aligned to and advised to be huge pages
+ALIGN_FROM = 512 << 10  # results of so many bytes begin at a cache line: 5 to 12 % for 1 us; numpy gives 16 bytes
 
 T = TypeVar("T")
 
@@ -32,6 +33,26 @@ def aligned_copy(data: object) -> np.ndarray:
 def address_of(array: np.ndarray) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
+
+
+def bytes_of(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    size = dtype.itemsize
+    for dim in shape:
+        size *= dim
+    return size
+
+
+def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array for a result. A large one begins at a cache line."""
+    size = bytes_of(shape, dtype)
+    try:
+        if size < ALIGN_FROM or dtype.kind == "O":
+            return np.empty(shape, dtype)
+        block = np.empty(size + ALIGNMENT, np.uint8)
+        start = -address_of(block) % ALIGNMENT
+        return np.ndarray(shape, dtype, block, start)
+    except (MemoryError, ValueError) as error:
+        raise ResourceError("memory", f"no memory for an array of the shape {shape} and type {dtype}") from error
 
 
 class Arena:
@@ -54,7 +75,9 @@ class Arena:
         self.capacity = self.address = 0
         try:
             # Anonymous memory, untouched: pages are only made when they are written.
-            block = mmap.mmap(-1, size + alignment) if size >= HUGE else bytearray(size + alignment)
+            # Private, for else a child after fork would write to the same.
+            private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            block = mmap.mmap(-1, size + alignment, private) if size >= HUGE else bytearray(size + alignment)
         except (MemoryError, OSError, ValueError, OverflowError) as error:
             raise ResourceError("memory", f"no memory for {size} bytes of intermediate values") from error
         if isinstance(block, mmap.mmap) and hasattr(mmap, "MADV_HUGEPAGE"):

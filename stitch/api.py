@@ -21,6 +21,7 @@ from stitch import target as targets
 from stitch.errors import InvalidModel, MissingInput, UnknownInput
 from stitch.plan import Artifact, Port
 from stitch.runtime import cpu
+from stitch.runtime.binding import Bound
 from stitch.runtime.cache import Cache
 from stitch.runtime.executable import Executable
 
@@ -105,15 +106,15 @@ class CompiledModel:
 
         `outputs`: arrays to write into, in the order of the model's outputs, None for those to be made; they must not
         overlap an input. Raises InputError."""
-        try:
-            arrays = [feeds[name] for name in self._names]
-        except KeyError as missing:
-            raise MissingInput(missing.args[0], inputs=self._names) from None
-        if len(feeds) != self._count:
-            extra = next(name for name in feeds if name not in self._names)
-            raise UnknownInput(extra, inputs=self._names)
-        results = self._executable.run(arrays, outputs)
+        results = self._executable.run(self._in_order(feeds), outputs)
         return results if output_names is None else [results[self._position(name)] for name in output_names]
+
+    def bind(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[np.ndarray | None] | None = None) -> Bound:
+        """A call without arguments, for those who run the same arrays again and again: it reads what is in the inputs
+        at that time, writes `outputs` (made here, if they are not given) and returns them.
+
+        All checks are made here, once. Raises InputError, also for an input that would have to be copied."""
+        return self._executable.bind(self._in_order(feeds), outputs)
 
     def __call__(self, *args: np.ndarray, **kwargs: np.ndarray) -> np.ndarray | list[np.ndarray]:
         """Inputs by position or by name; the output, or a list of them if there are several."""
@@ -131,6 +132,16 @@ class CompiledModel:
         from stitch.explain import Explanation
 
         return Explanation(self.artifact.report)
+
+    def _in_order(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            arrays = [feeds[name] for name in self._names]
+        except KeyError as missing:
+            raise MissingInput(missing.args[0], inputs=self._names) from None
+        if len(feeds) != self._count:
+            extra = next(name for name in feeds if name not in self._names)
+            raise UnknownInput(extra, inputs=self._names)
+        return arrays
 
     def _position(self, name: str) -> int:
         if name not in self._outputs:
@@ -165,7 +176,7 @@ def _key(model: Any, target: targets.Target, shapes: Shapes | None, store: Cache
     else:
         h.update(model.SerializeToString(deterministic=True))
     k = knobs.current()
-    settings = (k.schemes, k.l2_bytes)  # vector_bits is in the target
+    settings = (k.schemes, k.merging, k.adaptive_mapping, k.l2_bytes)  # vector_bits is in the target
     h.update(repr((__version__, _sources(), str(target), settings, sorted((shapes or {}).items()))).encode())
     return h.hexdigest()
 

@@ -159,7 +159,8 @@ def _show(args: argparse.Namespace) -> None:
         print(text.render(graph), end="")
         return
     machine = target.parse(args.target or knobs.current().target or "host")
-    stitched = stitch(graph, (knobs.current().l2_bytes or machine.l2_bytes) // 2, knobs.current().schemes)
+    now = knobs.current()
+    stitched = stitch(graph, (now.l2_bytes or machine.l2_bytes) // 2, now.schemes, now.merging)
     if args.stage == "schedule":
         print(schedule.render(stitched), end="")
         return

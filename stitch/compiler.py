@@ -36,11 +36,12 @@ def _compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str
     with _stage("simplify", debug):
         graph = simplify(imported)
     with _stage("stitch", debug):
-        stitched = stitch(graph, (knobs.current().l2_bytes or target.l2_bytes) // 2, knobs.current().schemes)
+        now = knobs.current()
+        stitched = stitch(graph, (now.l2_bytes or target.l2_bytes) // 2, now.schemes, now.merging)
     if debug >= 2:
         print(render(stitched), file=sys.stderr)
     with _stage("assemble", debug):
-        explained = report.describe(stitched, imported, knobs.current().schemes) | {"external": external}
+        explained = report.describe(stitched, imported, now.schemes) | {"external": external}
         return assemble.assemble(stitched, target, lambda text: _object(text, target, debug), explained)
 
 

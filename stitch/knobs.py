@@ -82,6 +82,17 @@ def _schemes(given: object) -> tuple[Scheme, ...]:
     return tuple(name for name in SCHEMES if name in given)
 
 
+_SWITCH = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
+
+
+def _switch(given: object) -> bool:
+    if isinstance(given, bool):
+        return given
+    if not isinstance(given, str) or given.strip().lower() not in _SWITCH:
+        raise ValueError
+    return _SWITCH[given.strip().lower()]
+
+
 def _path(given: object) -> Path:
     if not isinstance(given, str | os.PathLike) or not os.fspath(given):
         raise TypeError
@@ -107,6 +118,22 @@ class Knobs:
         metadata=_row(
             _Reader(f"a list with commas of some of {', '.join(SCHEMES)}", _schemes),
             "Stitching schemes that may be used, the others being as good as absent. For tests, ablation.",
+        ),
+    )
+    merging: bool = field(
+        default=True,
+        metadata=_row(
+            _Reader("1 or 0, on or off, true or false", _switch),
+            "Whether dominants joined by local edges share a loop nest, rather than each having its own. For tests, "
+            "ablation.",
+        ),
+    )
+    adaptive_mapping: bool = field(
+        default=True,
+        metadata=_row(
+            _Reader("1 or 0, on or off, true or false", _switch),
+            "Whether each loop nest is mapped to lanes and tasks by cost, rather than all by one rule. For tests, "
+            "ablation.",
         ),
     )
     cache_dir: Path | None = field(

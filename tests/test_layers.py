@@ -41,6 +41,7 @@ TABLE = """
     stitch.ops.movement
     stitch.ops.contractions
     stitch.ops.convolution
+    stitch.ops.activations
     stitch.ops.*
     stitch.inputs
     stitch.weights
@@ -77,13 +78,13 @@ TABLE = """
     stitch.codegen.quotients
     stitch.codegen.contract
     stitch.codegen.constants
+    stitch.codegen.emit_rules
     stitch.codegen.lower
     stitch.codegen.splitting
     stitch.codegen.across
     stitch.codegen.mapping
     stitch.codegen.tiling
     stitch.codegen.kernels
-    stitch.codegen.emit_rules
     stitch.codegen.interp
     stitch.codegen.emit_code
     stitch.codegen.emit_values
@@ -104,8 +105,11 @@ TABLE = """
     stitch.runtime.threads
     stitch.runtime.device
     stitch.runtime.cache
+    stitch.runtime.calls
     stitch.runtime.cpu
     stitch.runtime.host
+    stitch.runtime.planning
+    stitch.runtime.binding
     stitch.runtime.executable
 
     stitch.explain

@@ -144,7 +144,13 @@ def softmax(b: Builder, call: Call, x: Value) -> Value:
     axes = _softmax_axes(call, x)
     shifted = _shifted(b, x, axes)
     weights = b.unary("exp", shifted)
-    return b.cast(b.div(weights, b.reduce("reduce_sum", weights, axes, keepdims=True)), x.dtype)
+    return b.cast(shares(b, weights, b.reduce("reduce_sum", weights, axes, keepdims=True)), x.dtype)
+
+
+def shares(b: Builder, weights: Value, total: Value) -> Value:
+    """Each weight's part of the total, which is at least 1: one division for each total, and as many more roundings of
+    half an ulp as there are weights."""
+    return b.mul(weights, b.div(1, total))
 
 
 @operator("LogSoftmax")

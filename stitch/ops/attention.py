@@ -9,6 +9,7 @@ import numpy as np
 from stitch import dims, dtypes
 from stitch.dims import Dim
 from stitch.graph import Builder, Value
+from stitch.ops.activations import shares
 from stitch.ops.registry import Call, operator
 
 PRECISIONS = {0: None, 1: dtypes.FLOAT32, 10: dtypes.FLOAT16, 11: dtypes.FLOAT64, 16: dtypes.BFLOAT16}
@@ -152,7 +153,7 @@ def _softmax(b: Builder, call: Call, scores: Value, guarded: bool) -> Value:
     total = b.reduce("reduce_sum", weights, [3], keepdims=True)
     if guarded:
         total = b.where(b.eq(total, 0), 1, total)
-    return b.cast(b.div(weights, total), scores.dtype)
+    return b.cast(shares(b, weights, total), scores.dtype)
 
 
 @operator("RotaryEmbedding", since=23)

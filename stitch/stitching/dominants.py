@@ -23,15 +23,25 @@ EXPENSIVE = 6.0
 """Instructions from which a value shown at many places is kept rather than recomputed."""
 
 
+CHEAP, CHEAP_FAR = 2.0, 20.0
+"""Instructions up to which a value that several dominants need is rather computed by each of them than kept, or, where
+it would not stay in a cache, than written to memory and read again."""
+
+
 DEEPEST = 64
 """Nodes on a path through one expression: beyond, a value is kept, so that no chain is too long for the compiler."""
 
 
 def dominants(
-    flow: Flow, members: Sequence[Node], leaving: Collection[Value], local: bool = True
+    flow: Flow,
+    members: Sequence[Node],
+    leaving: Collection[Value],
+    local: bool = True,
+    again: Collection[Value] = (),
 ) -> tuple[Node, ...]:
-    """The dominants of a cluster, in graph order. `leaving`: values that must be made available in any case. Without
-    `local` nothing is evaluated inside another group: every node is a dominant."""
+    """The dominants of a cluster, in graph order. `leaving`: values that must be made available in any case. `again`:
+    values that are rather computed again. Without `local` nothing is evaluated inside another group: every node is a
+    dominant."""
     if not local:
         return tuple(members)
     inside = {n.output: n for n in members}
@@ -44,6 +54,7 @@ def dominants(
         leaves = n.output in leaving
         fixed = row.kind != "elementwise"
         shared = len(needed_by[n]) > 1 and n.prim not in EXACT
+        shared = shared and n.output not in again and not repeatable(flow, n, inside, CHEAP)
         costly = n in shown_many and _cost(flow, n, inside) >= EXPENSIVE
         if leaves or fixed or shared or costly or depth[n] >= DEEPEST:
             chosen.append(n)
@@ -61,15 +72,25 @@ def dominants(
     return tuple(reversed(chosen))
 
 
-def _cost(flow: Flow, node: Node, inside: Mapping[Value, Node]) -> float:
-    """Instructions of evaluating a node from the reductions, copies and given values behind it."""
+def repeatable(flow: Flow, n: Node, inside: Mapping[Value, Node], most: float) -> bool:
+    """Whether a value may be computed more than once, each time in `most` instructions: copies of it cannot differ (of
+    a product they might, where one is fused with an addition), and are made from little more than its own size."""
+    large = [e for e in flow.reads(n) if not e.many and e.value.size == n.output.size]
+    elementwise = PRIMITIVES[n.prim].kind == "elementwise"
+    return elementwise and n.prim != "mul" and len(large) <= 1 and _cost(flow, n, inside, n.output.size) <= most
+
+
+def _cost(flow: Flow, node: Node, inside: Mapping[Value, Node], size: Dim | None = None) -> float:
+    """Instructions of evaluating a node from the reductions, copies and given values behind it. `size`: counting only
+    values of so many elements: what is the same for a whole row is computed once for it."""
     total, stack, seen = 0.0, [node], {node}
     while stack:
         n = stack.pop()
         total += PRIMITIVES[n.prim].cost
         for e in flow.reads(n):
             p = inside.get(e.value)
-            if p is not None and p not in seen and PRIMITIVES[p.prim].kind == "elementwise":
+            row = p is not None and size is not None and (e.many or p.output.size != size)
+            if p is not None and not row and p not in seen and PRIMITIVES[p.prim].kind == "elementwise":
                 seen.add(p)
                 stack.append(p)
     return total
@@ -129,9 +150,11 @@ def groups(
     leaving: Collection[Value],
     outside: Callable[[Value], bool],
     local: bool = True,
+    again: Collection[Value] = (),
 ) -> list[Group]:
-    """The groups of a cluster before merging, in graph order. `outside`: in memory before the cluster runs."""
-    chosen = dominants(flow, members, leaving, local)
+    """The groups of a cluster before merging, in graph order. `outside`: in memory before the cluster runs; `again`:
+    see `dominants`."""
+    chosen = dominants(flow, members, leaving, local, again)
     made = {n.output for n in chosen}
 
     def placed(v: Value) -> bool:

@@ -24,6 +24,9 @@ HINT = 64
 FEW = 16
 """Tasks below which a phase does not give up parallel axes to take in another group, if it has more without."""
 
+LANES = 64
+"""Columns that a task takes side by side, where lanes run across columns."""
+
 LONG = 1 << 16
 """Elements from which a group's work at one point is cut over workers, if there are few points: a phase of its own."""
 
@@ -45,8 +48,9 @@ class _Open:
         return estimate(dims.product(a.extent for a in axes))
 
 
-def phases(groups: Sequence[Group], regional: bool = True) -> tuple[Phase, ...]:
-    """Groups in phases, in order; the axes of groups that share a phase are the same objects."""
+def phases(groups: Sequence[Group], budget: int, regional: bool = True) -> tuple[Phase, ...]:
+    """Groups in phases, in order; the axes of groups that share a phase are the same objects. `budget`: bytes of tiles
+    that a worker may use."""
     waiting = list(groups)
     out: list[Phase] = []
     while waiting:
@@ -57,7 +61,7 @@ def phases(groups: Sequence[Group], regional: bool = True) -> tuple[Phase, ...]:
             left: list[Group] = []
             blocked: set[Value] = set()
             for g in waiting:
-                joined = None if any(a.value in blocked for a in g.accesses) else _try(now, g)
+                joined = None if any(a.value in blocked for a in g.accesses) else _try(now, g, budget)
                 if joined is None:
                     left.append(g)
                     blocked.update(r.value for r in g.roots)
@@ -74,7 +78,7 @@ def _admit(now: _Open, g: Group) -> None:
     now.made.update({r.value: r for r in g.roots})
 
 
-def _try(now: _Open, g: Group) -> tuple[list[Axis], Group] | None:
+def _try(now: _Open, g: Group, budget: int) -> tuple[list[Axis], Group] | None:
     """The parallel axes and the group renamed to them, if `g` may join the open phase."""
     inner = [a for a in g.accesses if a.value in now.made]
     relation: dict[Axis, Axis | None] = {}
@@ -101,10 +105,21 @@ def _try(now: _Open, g: Group) -> tuple[list[Axis], Group] | None:
         return None
     if after < FEW and estimate(dims.product(a.extent for a in g.axes)) >= LONG * max(after, 1):
         return None
+    if _is_tall(now, kept, g, estimate(dims.product(a.extent for a in g.axes)) // max(after, 1), budget):
+        return None
     taken = {relation[a]: a for a in kept}
     if len(taken) != len(kept):
         return None
     return kept, g.substitute({b: access.of(a) for b, a in taken.items() if b is not None and b is not a})
+
+
+def _is_tall(now: _Open, kept: Sequence[Axis], g: Group, height: int, budget: int) -> bool:
+    """Whether the phase goes through columns too high to stay in a cache, `height` elements each. Rows that are next to
+    each other are then better read twice in a row than a few lanes of each at a time."""
+    if not g.accesses or height * LANES * 4 <= budget:
+        return False
+    columns = [a.at for h in now.groups for a in h.accesses if not a.linear and a.at and a.at[-1].axis() in kept]
+    return any(x not in kept for at in columns for i in at for x in i.axes())
 
 
 def _same_place(a: Access, b: Access) -> bool:

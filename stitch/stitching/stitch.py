@@ -25,17 +25,22 @@ from stitch.stitching.trace import Blocked, Flow
 ALL: frozenset[Scheme] = frozenset(("independent", "local", "regional", "global"))
 
 
-def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL) -> Stitched:
+FAR = 32
+"""Budgets of tiles from which a value does not stay in any cache."""
+
+
+def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL, merging: bool = True) -> Stitched:
     """Cuts a graph into kernels. `budget`: bytes of tiles that a worker may use; `allowed`: schemes (for tests and
-    ablation): without "local" groups are not merged and contractions have no epilogue, without "regional" every group
-    is a phase of its own, without "global" no kernel has more than one phase."""
+    ablation): without "local" nothing is computed inside another group and contractions have no epilogue, without
+    "regional" every group is a phase of its own, without "global" no kernel has more than one phase. `merging`: groups
+    joined by local edges become one; it needs "local"."""
     graph = materialise(legalise(graph))
     stops: set[Value] = {v for n in graph.nodes if n.prim in ("scatter", "host") for v in n.inputs}
     stops |= set(graph.outputs) | _picked(graph)
     while True:
         flow = Flow(graph, stops)
         try:
-            return _cut(flow, budget, frozenset(allowed))
+            return _cut(flow, budget, frozenset(allowed), merging)
         except Blocked as problem:
             value = problem.value
             if flow.kind(value) == "source":
@@ -44,7 +49,7 @@ def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL) -> Stit
             stops.add(value)
 
 
-def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme]) -> Stitched:
+def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme], merging: bool) -> Stitched:
     outputs = set(flow.graph.outputs)
     found = clusters.grow(flow, bool(allowed - {"independent"}), "local" in allowed)
     readers: dict[Value, set[int]] = {}
@@ -60,7 +65,7 @@ def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme]) -> Stitched:
         def outside(v: Value, inside: set[Value] = inside) -> bool:
             return v not in inside and not flow.is_movement(v) and _in_memory(flow, v)
 
-        kernels += _kernels(flow, f"k{k}", members, leaving, outside, budget, allowed)
+        kernels += _kernels(flow, f"k{k}", members, leaving, outside, budget, allowed, merging)
     return Stitched(flow.graph, tuple(kernels))
 
 
@@ -81,7 +86,7 @@ def _in_memory(flow: Flow, value: Value) -> bool:
 
 def _kernels(
     flow: Flow, name: str, members: Sequence[Node], leaving: set[Value], outside: Callable[[Value], bool],
-    budget: int, allowed: frozenset[Scheme],
+    budget: int, allowed: frozenset[Scheme], merging: bool,
 ) -> list[Kernel]:  # fmt: skip
     first = members[0]
     if first.prim in ("scatter", "host"):
@@ -89,12 +94,26 @@ def _kernels(
     if any(n.prim == "contract" for n in members):
         return [contractions.kernel(flow, name, members, leaving, outside)]
     forced = {v for v in flow.stops if any(v is n.output for n in members)}
-    made = dominants.groups(flow, members, leaving | forced, outside, "local" in allowed)
-    merged = dominants.sort(dominants.merge(made, "local" in allowed))
-    cut = schemes.phases(merged, "regional" in allowed)
-    placements, reasons = schemes.place(cut, leaving, budget)
+    inside = {n.output: n for n in members}
+    again: set[Value] = set()
+    while True:
+        made = dominants.groups(flow, members, leaving | forced, outside, "local" in allowed, again)
+        merged = dominants.sort(dominants.merge(made, merging and "local" in allowed))
+        cut = schemes.phases(merged, budget, "regional" in allowed)
+        placements, reasons = schemes.place(cut, leaving, budget)
+        written = {v for v, p in placements.items() if p == "buffer"} - leaving - forced - again
+        cheap = {v for v in written if dominants.repeatable(flow, inside[v], inside, _worth(v, budget))}
+        if not cheap or "local" not in allowed:
+            break
+        again |= cheap
     whole = Kernel(name, cut, placements, tuple(members), reasons=reasons)
     return [whole] if "global" in allowed or len(cut) == 1 else _separate(whole)
+
+
+def _worth(value: Value, budget: int) -> float:
+    """Instructions in which a vector of the value is computed again sooner than written and read."""
+    far = schemes.estimate(value.bytes) > FAR * budget
+    return dominants.CHEAP_FAR if far else dominants.CHEAP
 
 
 def _separate(kernel: Kernel) -> list[Kernel]:
@@ -102,7 +121,8 @@ def _separate(kernel: Kernel) -> list[Kernel]:
     out = []
     for k, phase in enumerate(kernel.phases):
         made = {r.value for g in phase.groups for r in g.roots}
-        nodes = tuple(dict.fromkeys(n for g in phase.groups for n in g.nodes))
+        inside = {n for g in phase.groups for n in g.nodes}
+        nodes = tuple(n for n in kernel.nodes if n in inside or n.output in made)
         placements = {v: p for v, p in kernel.placements.items() if v in made}
         out.append(replace(kernel, name=f"{kernel.name}.{k}", phases=(phase,), placements=placements, nodes=nodes))
     return out
