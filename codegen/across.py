@@ -42,8 +42,9 @@ from stitch.codegen.lower import Nest, Retiler, Rewriter, expressions, indices, 
 from stitch.codegen.splitting import ENOUGH, WIDE
 from stitch.stitching.schemes import estimate
 
-TURN = 64
-"""Length of the other side of a block that is transposed."""
+TURN, TURNED = 16, 256
+"""Sides of a block of plain work that is transposed: along what is read, a cache line, for lines of rows far apart come
+one at a time; along what is stored, a kilobyte."""
 
 ROWS = 64
 """Lanes of a block in which nests have loops of their own: 256 bytes of each row of float32, or four cache lines."""
@@ -244,7 +245,7 @@ def _turn(
     """Where plain elementwise work has elements adjacent along another parallel axis, that becomes a loop in the task.
 
     before: parallel (q, ...) { vector v: y[q, v] := x[v, q] }
-    after:  parallel (q / 64, ...) { for q % 64 { vector v } }
+    after:  parallel (q / 16, ...) { for q % 16 { vector v } }
     """
     found = [i for n in nests for b, i, _ in indices(n) if b is not None]
     side = next((a for i in found if (a := along(i, vector, axes)) is not None), None)
@@ -284,11 +285,13 @@ def cut(
     """All nests for blocks of `vector`. `plain`: lanes of a block in which nothing else is looped over; `large`: bytes
     from which a buffer is not read twice in an order that is not its own. Without `staged` (for ablation) nests read
     and store elements where they are."""
+    whole = axes
     axes, nests, turned = _turn(axes, vector, nests) if staged else (axes, nests, {})
+    blockwise = axes is not whole
     clips = {**clips, **turned}
     turned_any = any(_side(i, vector, n) is not None for n in nests for b, i, _ in indices(n) if b is not None)
     by_row = staged and not turned_any and all(n.folds for n in nests) and any(streams(n, vector, large) for n in nests)
-    block = ROWS if any(n.kept or n.reduced for n in nests) else plain
+    block = TURNED if blockwise else ROWS if any(n.kept or n.reduced for n in nests) else plain
     if by_row:
         block = _width(axes, vector, nests, large)
     lanes, outer, clip, start = Axis(vector.name, block), None, None, access.ZERO

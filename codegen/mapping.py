@@ -30,6 +30,10 @@ from stitch.target import Target
 BLOCK = 2048
 """Elements of a task where a parallel axis is vectorised and nothing else is looped over."""
 
+UNROLL = 4
+"""Vectors per step: enough independent work to hide the latency of long chains of operations. That constants no longer
+fit the registers then costs less: they are operands in memory."""
+
 CHUNK = 20_000
 """Instructions that a chunk of tasks should hold, so that handing it out does not show (about 5 us)."""
 
@@ -236,14 +240,6 @@ def _scalar(n: Nest) -> float:
     return 16.0 * cost(n)
 
 
-def unroll(n: Nest, reduces: bool) -> int:
-    """Vectors per step: enough independent work to hide latency, without running out of registers."""
-    c = cost(n)
-    if reduces and c <= 16:
-        return 4
-    return 4 if c <= 12 else 2 if c <= 60 else 1
-
-
 # ------------------------------------------------------------------ loops
 
 
@@ -259,19 +255,18 @@ def loops(
     for depth, a in enumerate(reversed(reduced)):
         last = depth == len(reduced) - 1
         named = tuple(f if last else replace(f, local=Local(f.local.name, f.local.dtype)) for f in folds)
-        times_here = (times or unroll(n, True)) if a is vector else 1
+        times_here = (times or UNROLL) if a is vector else 1
         body = (Loop(a, body, named, "vector" if a is vector else "serial", clips.get(a), times_here),)
         folds = tuple(Fold(f.local, f.op, Use(g.local)) for f, g in zip(n.folds, named, strict=True))
     body = (*body, *n.after)
     for a in reversed(kept):
-        times_here = (times or unroll(n, False)) if a is vector else 1
+        times_here = (times or UNROLL) if a is vector else 1
         body = (Loop(a, body, (), "vector" if a is vector else "serial", clips.get(a), times_here),)
     return body
 
 
 def _across(block: across.Block) -> tuple[Phase, tuple[Buffer, ...]]:
     """A block's nests, each in a vector loop over the lanes, or around one."""
-    inner_loops = any(n.kept or n.reduced for n in block.nests)
     body: list[Stmt] = list(block.before)
     tiles = block.tiles
     for n in block.nests:
@@ -280,8 +275,7 @@ def _across(block: across.Block) -> tuple[Phase, tuple[Buffer, ...]]:
             body += stmts
             tiles += totals
         else:
-            times = unroll(n, True) if inner_loops else 4 if cost(n) <= 24 else 2
-            body.append(Loop(block.lanes, loops(n, None, block.clips), (), "vector", block.clip, times))
+            body.append(Loop(block.lanes, loops(n, None, block.clips), (), "vector", block.clip, UNROLL))
     return Phase(block.axes, (*body, *block.after), grain(block.nests, block.points)), tiles
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from stitch import access
+from stitch import access, dtypes
 from stitch.access import Axis, Index, Loaded
 from stitch.dims import Dim, quotient
 from stitch.graph import Node, Value
@@ -26,6 +26,10 @@ EXPENSIVE = 6.0
 CHEAP, CHEAP_FAR = 2.0, 20.0
 """Instructions up to which a value that several dominants need is rather computed by each of them than kept, or, where
 it would not stay in a cache, than written to memory and read again."""
+
+
+UNPACKING = 2.0
+"""Instructions that it takes to read a type of fewer bits than are computed with."""
 
 
 DEEPEST = 64
@@ -48,13 +52,19 @@ def dominants(
     needed_by: dict[Node, set[Node]] = {n: set() for n in members}
     shown_many: set[Node] = set()
     depth = dict.fromkeys(members, 0)  # of the expression above a node, up to the next dominant
+    readers: dict[Node, set[Node]] = {n: set() for n in members}
+    repeated: set[Node] = set()
     chosen: list[Node] = []
     for n in reversed(members):
         row = PRIMITIVES[n.prim]
         leaves = n.output in leaving
         fixed = row.kind != "elementwise"
         shared = len(needed_by[n]) > 1 and n.prim not in EXACT
-        shared = shared and n.output not in again and not repeatable(flow, n, inside, CHEAP)
+        if shared and (n.output in again or repeatable(flow, n, inside, CHEAP)):
+            # Copies of a product may differ, where one is fused with an addition: not if what reads it is repeated too.
+            shared = n.prim == "mul" and not readers[n] <= repeated
+            if not shared:
+                repeated.add(n)
         costly = n in shown_many and _cost(flow, n, inside) >= EXPENSIVE
         if leaves or fixed or shared or costly or depth[n] >= DEEPEST:
             chosen.append(n)
@@ -66,6 +76,7 @@ def dominants(
             p = inside.get(e.value)
             if p is not None and p is not n:
                 needed_by[p] |= mine
+                readers[p].add(n)
                 depth[p] = max(depth[p], depth[n] + 1)
                 if e.many or (n in shown_many and n not in chosen):
                     shown_many.add(p)
@@ -73,11 +84,11 @@ def dominants(
 
 
 def repeatable(flow: Flow, n: Node, inside: Mapping[Value, Node], most: float) -> bool:
-    """Whether a value may be computed more than once, each time in `most` instructions: copies of it cannot differ (of
-    a product they might, where one is fused with an addition), and are made from little more than its own size."""
-    large = [e for e in flow.reads(n) if not e.many and e.value.size == n.output.size]
+    """Whether a value may be computed more than once: in `most` instructions, and from little more than its size."""
+    large = [e.value for e in flow.reads(n) if not e.many and e.value.size == n.output.size]
+    narrow = sum(UNPACKING for v in large if v.dtype.itemsize < dtypes.compute(v.dtype).itemsize)
     elementwise = PRIMITIVES[n.prim].kind == "elementwise"
-    return elementwise and n.prim != "mul" and len(large) <= 1 and _cost(flow, n, inside, n.output.size) <= most
+    return elementwise and len(large) <= 1 and narrow + _cost(flow, n, inside, n.output.size) <= most
 
 
 def _cost(flow: Flow, node: Node, inside: Mapping[Value, Node], size: Dim | None = None) -> float:

@@ -60,8 +60,9 @@ def phases(groups: Sequence[Group], budget: int, regional: bool = True) -> tuple
         if regional:
             left: list[Group] = []
             blocked: set[Value] = set()
-            for g in waiting:
-                joined = None if any(a.value in blocked for a in g.accesses) else _try(now, g, budget)
+            for k, g in enumerate(waiting):
+                later = waiting[k + 1 :]
+                joined = None if any(a.value in blocked for a in g.accesses) else _try(now, g, later, budget)
                 if joined is None:
                     left.append(g)
                     blocked.update(r.value for r in g.roots)
@@ -78,8 +79,8 @@ def _admit(now: _Open, g: Group) -> None:
     now.made.update({r.value: r for r in g.roots})
 
 
-def _try(now: _Open, g: Group, budget: int) -> tuple[list[Axis], Group] | None:
-    """The parallel axes and the group renamed to them, if `g` may join the open phase."""
+def _try(now: _Open, g: Group, later: Sequence[Group], budget: int) -> tuple[list[Axis], Group] | None:
+    """The parallel axes and the group renamed to them, if `g` may join the open phase. `later`: groups after it."""
     inner = [a for a in g.accesses if a.value in now.made]
     relation: dict[Axis, Axis | None] = {}
     if any(now.made[a.value].is_piece for a in inner):
@@ -91,9 +92,10 @@ def _try(now: _Open, g: Group, budget: int) -> tuple[list[Axis], Group] | None:
         common = next(
             ((m, a) for h in now.groups for m in h.accesses for a in g.accesses if _same_place(m, a)), None
         )
-        if common is None:
-            return None
-        _constrain(relation, now, common[0].at, common[1])
+        if common is not None:
+            _constrain(relation, now, common[0].at, common[1])
+        else:
+            relation |= _beside(now, g, later)
     reduced = g.reduced
     kept = [a for a in now.axes if relation.get(a) is not None and relation[a] not in reduced]
     if not kept and now.axes and not _small(now, g):
@@ -111,6 +113,23 @@ def _try(now: _Open, g: Group, budget: int) -> tuple[list[Axis], Group] | None:
     if len(taken) != len(kept):
         return None
     return kept, g.substitute({b: access.of(a) for b, a in taken.items() if b is not None and b is not a})
+
+
+def _beside(now: _Open, g: Group, later: Sequence[Group]) -> dict[Axis, Axis]:
+    """The relation, axis by axis, of a group that has nothing to do with the open phase, but goes over points of the
+    same extents and is needed together with it."""
+    own = [a for a in g.axes if a not in g.reduced]
+    if [a.extent for a in own] != [a.extent for a in now.axes]:
+        return {}
+    ours, theirs = set(now.made), {r.value for r in g.roots}
+    for h in later:
+        reads = {a.value for a in h.accesses}
+        if reads & ours and reads & theirs:
+            return dict(zip(now.axes, own, strict=True))
+        for made in (ours, theirs):
+            if reads & made:
+                made |= {r.value for r in h.roots}
+    return {}
 
 
 def _is_tall(now: _Open, kept: Sequence[Axis], g: Group, height: int, budget: int) -> bool:

@@ -101,7 +101,8 @@ def _kernels(
         merged = dominants.sort(dominants.merge(made, merging and "local" in allowed))
         cut = schemes.phases(merged, budget, "regional" in allowed)
         placements, reasons = schemes.place(cut, leaving, budget)
-        written = {v for v, p in placements.items() if p == "buffer"} - leaving - forced - again
+        written = {v for v, p in placements.items() if p == "buffer" and inside[v].prim != "mul"}
+        written -= leaving | forced | again
         cheap = {v for v in written if dominants.repeatable(flow, inside[v], inside, _worth(v, budget))}
         if not cheap or "local" not in allowed:
             break
