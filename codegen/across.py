@@ -42,9 +42,9 @@ from stitch.codegen.lower import Nest, Retiler, Rewriter, expressions, indices, 
 from stitch.codegen.splitting import ENOUGH, WIDE
 from stitch.stitching.schemes import estimate
 
-TURN, TURNED = 16, 256
+TURN, TURNED = 16, 512
 """Sides of a block of plain work that is transposed: along what is read, a cache line, for lines of rows far apart come
-one at a time; along what is stored, a kilobyte."""
+one at a time; along what is stored, half a page."""
 
 ROWS = 64
 """Lanes of a block in which nests have loops of their own: 256 bytes of each row of float32, or four cache lines."""

@@ -17,7 +17,8 @@ claimed yet in the lower. A chunk is claimed by compare-exchange of the whole wo
   stale description or word fails in its compare-exchange: the epoch, or the count, has moved on.
 * The caller waits only for chunks that were claimed, so that a worker which the system does not let run, beside a
   busy neighbour or throttled by a quota, delays nothing unless it is stopped inside a chunk. There are several
-  chunks per worker to keep that short. A caller that waits gives up its processor after a while.
+  chunks per worker to keep that short. A caller that waits sleeps after a while: to spin, or to yield again and
+  again, would use up the share of the processor that it needs when the chunk is done.
 * A team serves one region at a time. Whoever finds it taken, from another thread or from inside a region, does the
   work alone, at once.
 * Workers are started by the first region. Inside an inference (`stitch_team_begin` … `stitch_team_end`) they spin
@@ -44,19 +45,20 @@ from stitch.target import cpu_quota
 # Byte offsets in a team. What is written often has a cache line of its own.
 _WORD = 0
 _FN, _ARGS, _TASKS, _CHUNK, _CHUNKS = 64, 72, 80, 88, 96
-_DONE = 128
+_DONE, _WAITING = 128, 136
 _BUSY = 192
 _ACTIVE = 256
 _SLEEPERS, _LIVE, _STARTED = 320, 328, 336
 _SIZE, _STOP = 384, 392
 _MUTEX, _CONDITION = 448, 576
-_MEMBERS = 704  # 16 bytes for each worker: team, number
+_END_MUTEX, _END_CONDITION = 704, 832
+_MEMBERS = 960  # 16 bytes for each worker: team, number
 _ALIGNMENT = 64
 
 CHUNKS_PER_WORKER = 4
 SPIN_INSIDE_NS = 100_000  # how long a worker looks for the next region of an inference before it sleeps
 SPIN_OUTSIDE_NS = 10_000  # the same when no inference is going on
-SPIN_CALLER_NS = 50_000  # how long a caller looks for the end of the last chunks before it yields
+SPIN_CALLER_NS = 50_000  # how long a caller looks for the end of the last chunks before it sleeps
 
 FUNCTIONS = ("stitch_parallel", "stitch_team_size", "stitch_team_begin", "stitch_team_end", "stitch_team_init",
              "stitch_team_stop")  # fmt: skip
@@ -76,7 +78,6 @@ declare i32 @pthread_cond_broadcast(ptr)
 declare i32 @pthread_sigmask(i32, ptr, ptr)
 declare i32 @sigfillset(ptr)
 declare i32 @sigdelset(ptr, i32)
-declare i32 @sched_yield()
 declare i32 @clock_gettime(i32, ptr)
 declare i64 @llvm.smin.i64(i64, i64)
 declare i64 @llvm.smax.i64(i64, i64)
@@ -175,6 +176,9 @@ entry:
   %worker_at = getelementptr i8, ptr %member, i64 8
   %worker = load i64, ptr %worker_at
   %done_at = getelementptr i8, ptr %team, i64 $DONE
+  %waiting_at = getelementptr i8, ptr %team, i64 $WAITING
+  %end_mutex = getelementptr i8, ptr %team, i64 $END_MUTEX
+  %end_condition = getelementptr i8, ptr %team, i64 $END_CONDITION
   %stop_at = getelementptr i8, ptr %team, i64 $STOP
   %active_at = getelementptr i8, ptr %team, i64 $ACTIVE
   %sleepers_at = getelementptr i8, ptr %team, i64 $SLEEPERS
@@ -187,7 +191,14 @@ busy:
   %idle = icmp eq i64 %count, 0
   br i1 %idle, label %since, label %report
 report:
-  %before = atomicrmw add ptr %done_at, i64 %count acq_rel
+  %before = atomicrmw add ptr %done_at, i64 %count seq_cst
+  %waiting = load atomic i64, ptr %waiting_at seq_cst, align 8
+  %awaited = icmp ne i64 %waiting, 0
+  br i1 %awaited, label %tell, label %since
+tell:
+  call i32 @pthread_mutex_lock(ptr %end_mutex)
+  call i32 @pthread_mutex_unlock(ptr %end_mutex)
+  call i32 @pthread_cond_signal(ptr %end_condition)
   br label %since
 since:
   %start = call i64 @now()
@@ -285,9 +296,11 @@ out:
   ret void
 }
 
-; Wait until workers have finished `expected` chunks.
-define internal void @join(ptr %done_at, i64 %expected) {
+; Wait until workers have finished `expected` chunks. Workers look at `waiting` after they have added to `done`, the
+; caller at `done` after it has set `waiting`, so that one of them sees the other.
+define internal void @join(ptr %team, i64 %expected) {
 entry:
+  %done_at = getelementptr i8, ptr %team, i64 $DONE
   %first = load atomic i64, ptr %done_at acquire, align 8
   %ready = icmp eq i64 %first, %expected
   br i1 %ready, label %out, label %begin
@@ -303,10 +316,25 @@ wait:
   %time = call i64 @now()
   %spent = sub i64 %time, %start
   %long = icmp sgt i64 %spent, $SPIN_CALLER_NS
-  br i1 %long, label %yield, label %loop
-yield:
-  call i32 @sched_yield()
-  br label %loop
+  br i1 %long, label %park, label %loop
+park:
+  %waiting_at = getelementptr i8, ptr %team, i64 $WAITING
+  %mutex = getelementptr i8, ptr %team, i64 $END_MUTEX
+  %condition = getelementptr i8, ptr %team, i64 $END_CONDITION
+  call i32 @pthread_mutex_lock(ptr %mutex)
+  store atomic i64 1, ptr %waiting_at seq_cst, align 8
+  br label %check
+check:
+  %done2 = load atomic i64, ptr %done_at seq_cst, align 8
+  %there = icmp eq i64 %done2, %expected
+  br i1 %there, label %unpark, label %sleep
+sleep:
+  call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)
+  br label %check
+unpark:
+  store atomic i64 0, ptr %waiting_at seq_cst, align 8
+  call i32 @pthread_mutex_unlock(ptr %mutex)
+  br label %out
 out:
   ret void
 }
@@ -374,7 +402,7 @@ rouse:
 share:
   %own = call i64 @work(ptr %team, i64 0)
   %theirs = sub i64 %chunks, %own
-  call void @join(ptr %done_at, i64 %theirs)
+  call void @join(ptr %team, i64 %theirs)
   store atomic i64 0, ptr %busy_at release, align 8
   ret void
 alone:
@@ -423,7 +451,11 @@ define void @stitch_team_init(ptr %team, i64 %size) {
   %mutex = getelementptr i8, ptr %team, i64 $MUTEX
   %condition = getelementptr i8, ptr %team, i64 $CONDITION
   call i32 @pthread_mutex_init(ptr %mutex, ptr null)
+  %end_mutex = getelementptr i8, ptr %team, i64 $END_MUTEX
+  %end_condition = getelementptr i8, ptr %team, i64 $END_CONDITION
   call i32 @pthread_cond_init(ptr %condition, ptr null)
+  call i32 @pthread_mutex_init(ptr %end_mutex, ptr null)
+  call i32 @pthread_cond_init(ptr %end_condition, ptr null)
   ret void
 }
 

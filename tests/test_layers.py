@@ -53,6 +53,7 @@ TABLE = """
     stitch.simplify.algebra
     stitch.simplify.movement
     stitch.simplify.contractions
+    stitch.simplify.moments
     stitch.simplify.sinking
     stitch.simplify.hoisting
     stitch.simplify.pieces

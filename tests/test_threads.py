@@ -18,6 +18,7 @@ from stitch.runtime.threads import Team, available_cores
 # args: count per task, whether a worker number is in use, how often one was used twice at a time
 IR = """
 declare void @stitch_parallel(ptr, ptr, ptr, i64, i64)
+declare i32 @usleep(i32)
 
 define internal void @count(ptr %args, i64 %begin, i64 %end, i64 %worker) {
 entry:
@@ -94,12 +95,26 @@ define void @nested(ptr %team, ptr %args, i64 %tasks) {
   call void @stitch_parallel(ptr %team, ptr @outer, ptr %args, i64 %tasks, i64 1)
   ret void
 }
+
+; Workers take much longer than the caller.
+define internal void @late(ptr %args, i64 %begin, i64 %end, i64 %worker) {
+  %other = icmp ne i64 %worker, 0
+  %time = select i1 %other, i32 2000, i32 50
+  call i32 @usleep(i32 %time)
+  call void @count(ptr %args, i64 %begin, i64 %end, i64 %worker)
+  ret void
+}
+
+define void @wait(ptr %team, ptr %args, i64 %tasks) {
+  call void @stitch_parallel(ptr %team, ptr @late, ptr %args, i64 %tasks, i64 1)
+  ret void
+}
 """
 
 
 @pytest.fixture(scope="module")
 def library() -> Iterator[cpu.Library]:
-    library = cpu.Library(cpu.compile_ir(IR), ["regions", "nested"], cpu.support())
+    library = cpu.Library(cpu.compile_ir(IR), ["regions", "nested", "wait"], cpu.support())
     yield library
     library.close()
 
@@ -178,6 +193,17 @@ def test_region_inside_a_region(library: cpu.Library, team: Team) -> None:
     signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
     signature(library["nested"])(team.address, memory.ctypes.data, tasks)
     assert (counts == 1).all()
+
+
+def test_waiting_for_a_late_worker(library: cpu.Library, team: Team) -> None:
+    """The caller has nothing left to do, falls asleep, and is woken when everything is done, not before."""
+    counts, using, clashes = np.zeros(9, np.int64), np.zeros(8, np.int64), np.zeros(1, np.int64)
+    args = np.array([counts.ctypes.data, using.ctypes.data, clashes.ctypes.data], np.int64)
+    wait = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(library["wait"])
+    for turn in range(1, 101):
+        wait(team.address, args.ctypes.data, counts.size)
+        assert (counts == turn).all()
+    assert clashes[0] == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")

@@ -15,6 +15,7 @@ from stitch.simplify.algebra import ALGEBRA
 from stitch.simplify.contractions import CONTRACTION, DECOMPOSITION
 from stitch.simplify.folding import FOLDING
 from stitch.simplify.hoisting import Plans
+from stitch.simplify.moments import MOMENTS
 from stitch.simplify.movement import MOVEMENT
 from stitch.simplify.permutations import stays, weight
 from stitch.simplify.pieces import divide
@@ -34,7 +35,7 @@ def simplify(graph: Graph) -> Graph:
         if _burden(after) >= _burden(graph):
             break
         graph = after
-    return _settled(divide(graph), tidy, fold)
+    return by_rows(_settled(divide(graph), tidy, fold))
 
 
 def _settled(graph: Graph, *passes: Callable[[Graph], Graph]) -> Graph:
@@ -65,6 +66,11 @@ def tidy(graph: Graph) -> Graph:
 def fold(graph: Graph) -> Graph:
     """What follows from constants or from shapes alone is computed now."""
     return rewrite(graph, merged(FOLDING, ALGEBRA))
+
+
+def by_rows(graph: Graph) -> Graph:
+    """Sums of large values row by row (see the rules). Last, for algebra would put them together again."""
+    return rewrite(graph, merged(MOVEMENT, MOMENTS))
 
 
 def sink(graph: Graph) -> Graph:

@@ -274,6 +274,10 @@ def _join(current: Sequence[Group], j: int, k: int) -> Group | None:
     inner = [a for a in second.accesses if a.value in made]
     if inner and second.reduced and _picks(first):
         return None  # what it picks from is rather made at the same points, which a fold over them would forbid
+    if bool(first.reduced) != bool(second.reduced):
+        folded = {r.value for g in current for r in g.roots if r.fold}
+        if _follows(second if first.reduced else first, folded):
+            return None  # likewise
     relation: dict[Axis, Axis] | None = None
     for a in inner:
         r = made[a.value]
@@ -303,6 +307,12 @@ def _join(current: Sequence[Group], j: int, k: int) -> Group | None:
 def _picks(group: Group) -> bool:
     """True for a group that reads elements by loaded indices."""
     return any(isinstance(v, Loaded) for a in group.accesses for i in a.at for v, _ in i.terms)
+
+
+def _follows(group: Group, folded: Collection[Value]) -> bool:
+    """True for a group that works on totals, one at each of its points."""
+    axes = frozenset(group.axes)
+    return any(a.value in folded and axes == {x for i in a.at for x in i.axes()} for a in group.accesses)
 
 
 def _partial(group: Group) -> bool:
