@@ -102,7 +102,8 @@ CASES: dict[str, tuple[str, dict[str, int], Callable[..., Array]]] = {
     ),
     "rotary embedding": (
         """(float[h,s,d] x, float[s,d] c, float[s,d] z) => (float[h,s,d] y) {
-            a, b = Split<axis = -1, num_outputs = 2>(x) n = Neg(b) q = Concat<axis = -1>(n, a) u = Mul(x, c) v = Mul(q, z) y = Add(u, v) }""",
+            a, b = Split<axis = -1, num_outputs = 2>(x) n = Neg(b)
+            q = Concat<axis = -1>(n, a) u = Mul(x, c) v = Mul(q, z) y = Add(u, v) }""",
         {"h": 3, "s": 101, "d": 64},
         _rope,
     ),
