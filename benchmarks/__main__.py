@@ -12,6 +12,12 @@ Speed, each a command of its own; --record writes its table into benchmarks/RESU
 
   python -m benchmarks.latency [--models NAME ...] [--threads 1,2] [--rounds N] [--record]
       one inference beside onnxruntime, model by model; everything takes about {minutes} minutes here
+  python -m benchmarks.chains [--cases PATTERN ...] [--sizes small,l3,dram] [--threads 1,2] [--record]
+      chains of memory-bound operators beside eight engines (make bench-setup) and the machine's limits; 40 minutes
+  python -m benchmarks.ablation [--record]
+      what each step of stitching brings
+  python -m benchmarks.pressure [--record]
+      the thread team beside busy neighbours, and under a quota
   python -m benchmarks.loading [--model PATH] [--record]
       from a file to a model: empty cache, second process, onnxruntime's session
   python -m benchmarks.overhead [--record]

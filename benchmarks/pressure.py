@@ -269,6 +269,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         caches = Path(folder)
         engines, missing = shared(args.peers, caches, args.seconds)
+        if OURS not in engines:
+            sys.exit("\n".join(missing))
         lines, met = told(engines)
         lines += ["", "| quota, cores | threads | mean | median | p99 | mean ÷ one thread |", "|---|---|" + "---:|" * 4]
         try:
@@ -276,8 +278,7 @@ def main() -> int:
                 more, aims = told_quota(cores, throttled(cores, caches, args.seconds))
                 lines += more
                 met |= aims
-        except OSError as problem:
-            del lines[-2:]
+        except (OSError, Failed) as problem:
             missing.append(f"no quota: {problem}")
     lines += ["", *(f"{reason[:100]}\n" for reason in missing)]
     aims_told = "; ".join(f"{aim}: {'met' if good else 'MISSED'}" for aim, good in met.items())

@@ -9,8 +9,8 @@ import numpy as np
 
 from stitch import dims
 from stitch.access import Bound, Index, Variable
-from stitch.codegen import emit_primitives as primitives
 from stitch.codegen import emit_storage as storage
+from stitch.codegen.emit_casts import cast
 from stitch.codegen.emit_dims import Dims, constant_part
 from stitch.codegen.emit_values import LLVM, SHORT, Operations, Value, literal
 from stitch.codegen.loops import Axis, Buffer, Local
@@ -80,7 +80,7 @@ class Memory:
         if isinstance(v, Axis):
             return self.places[v]
         assert isinstance(v, Local)
-        value = primitives.cast(self.o, self.locals[v], INT64)
+        value = cast(self.o, self.locals[v], INT64)
         if value.varying:
             return value, 0
         name = value.parts[0]

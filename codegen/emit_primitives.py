@@ -6,20 +6,17 @@ by the width or more give 0 or the sign, min and max pass NaN on, float to integ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from stitch import dtypes
 from stitch.codegen import mathlib
+from stitch.codegen.emit_casts import Rule, bitcast, cast, kind_of, maximum, minimum, quotient
 from stitch.codegen.emit_math import MachineMath
 from stitch.codegen.emit_values import Operations, Value, literal, number_of
-from stitch.codegen.quotients import reciprocal
-from stitch.dtypes import BOOL, FLOAT32, FLOAT64, INT32
-from stitch.ranges import Range, range_of
-
-Rule = Callable[..., Value]
+from stitch.dtypes import BOOL, FLOAT32, FLOAT64
 
 
 def apply(o: Operations, prim: str, args: Sequence[Value], dtype: np.dtype) -> Value:
@@ -35,165 +32,15 @@ def _applied(o: Operations, prim: str, args: Sequence[Value], dtype: np.dtype) -
         case "cast":
             return cast(o, args[0], dtype)
         case "bitcast":
-            return _bitcast(o, args[0], dtype)
+            return bitcast(o, args[0], dtype)
         case "where":
             return o.select(*args)
-    kind = _kind(args[-1].dtype)
+    kind = kind_of(args[-1].dtype)
     rule = TABLE.get((prim, kind))
     if rule is None:
         raise NotImplementedError(f"{prim} of {args[-1].dtype}")
     value: Value = rule(o, *args)
     return value
-
-
-def _kind(dtype: np.dtype) -> str:
-    if dtype == BOOL:
-        return "bool"
-    if dtypes.is_float(dtype):
-        return "float"
-    return "signed" if dtypes.is_signed(dtype) else "unsigned"
-
-
-# ------------------------------------------------------------------ casts
-
-
-def cast(o: Operations, x: Value, to: np.dtype) -> Value:
-    source = x.dtype
-    match _kind(source), _kind(to):
-        case a, b if a == b and source.itemsize == to.itemsize:
-            return x
-        case "float", "float":
-            return o.convert("fpext" if to.itemsize > source.itemsize else "fptrunc", x, to)
-        case kind, "bool":
-            return o.compare("une" if kind == "float" else "ne", x, literal(0, source))
-        case "float", kind:
-            return _float_to_integer(o, x, to, kind == "signed")
-        case "bool", "float":
-            return o.select(x, literal(1, to), literal(0, to))
-        case kind, "float":
-            return o.convert("sitofp" if kind == "signed" else "uitofp", x, to)
-        case kind, _:
-            if to.itemsize < source.itemsize:
-                return o.convert("trunc", x, to)
-            return o.convert("sext" if kind == "signed" else "zext", x, to)
-
-
-def _float_to_integer(o: Operations, x: Value, to: np.dtype, signed: bool) -> Value:
-    """Truncated and saturated; NaN is 0. What the range of x rules out is not asked for."""
-    known = _range(o, x)
-    low, high = dtypes.lowest(to), dtypes.highest(to)
-    if to.itemsize >= 4:
-        if known.inside(low, high) and (signed or high < 2**32 or known.high < 2**63):
-            whole = o.convert("fptosi" if signed or known.high < 2**31 else "fptoui", x, to)
-            return _number_or_zero(o, x, whole) if known.nan else whole
-        return _saturated(o, x, to, signed)
-    rounded = _rint_operand(o, x, low, high)
-    if rounded is not None:
-        return o.convert("trunc", _narrow_integer(o, rounded, True, known.nan), to)
-    number = x
-    if known.low < low:
-        number = o.select(o.compare("olt", number, literal(low, x.dtype)), literal(low, x.dtype), number)
-    if known.high > high:
-        number = o.select(o.compare("ogt", number, literal(high, x.dtype)), literal(high, x.dtype), number)
-    return o.convert("trunc", _narrow_integer(o, number, False, known.nan), to)
-
-
-def _saturated(o: Operations, x: Value, to: np.dtype, signed: bool) -> Value:
-    """To 32 or 64 bits. LLVM takes the lanes of a vector one by one."""
-    if not x.varying or o.isa == "neon":
-        return _saturating(o, "fptosi.sat" if signed else "fptoui.sat", x, to)
-    low, high = literal(dtypes.lowest(to), x.dtype), literal(dtypes.highest(to), x.dtype)
-    top = np.nextafter(np.asarray(dtypes.highest(to), x.dtype), np.asarray(0, x.dtype))  # of which an integer is made
-    exact = int(np.asarray(dtypes.highest(to), x.dtype)) == dtypes.highest(to)
-    most = high if exact else literal(float(top), x.dtype)
-    number = o.select(o.compare("ogt", x, low), x, low)
-    number = o.select(o.compare("olt", number, most), number, most)
-    whole = o.convert("fptosi" if signed else "fptoui", number, to)
-    whole = whole if exact else o.select(o.compare("oge", x, high), literal(dtypes.highest(to), to), whole)
-    return _number_or_zero(o, x, whole)
-
-
-def _saturating(o: Operations, name: str, x: Value, to: np.dtype) -> Value:
-    size = f"v{o.width}" if x.varying else ""
-    bits = 8 * x.dtype.itemsize
-    return o.intrinsic(name, to, x, mangled=f".{size}i{8 * to.itemsize}.{size}f{bits}")
-
-
-def _number_or_zero(o: Operations, x: Value, then: Value) -> Value:
-    """`then` where x is a number; else 0. Chosen after the conversion: AVX-512 makes one instruction of the two."""
-    return o.select(o.compare("ord", x, x), then, literal(0, then.dtype))
-
-
-X86_TO_INTEGER = {
-    16: ("x86.avx512.mask.{}ps2dq", ".512", "<16 x i32> zeroinitializer, i16 -1, i32 4"),
-    8: ("x86.avx.{}.ps2dq", ".256", ""),
-    4: ("x86.sse2.{}ps2dq", "", ""),
-}
-"""The instruction for so many lanes. It makes -2^31 of NaN, whose low bits are 0."""
-
-
-def _narrow_integer(o: Operations, x: Value, nearest: bool, nan: bool) -> Value:
-    """An int32, of which the low 16 bits count: x, of 24 bits, truncated or rounded half to even; and 0 for NaN."""
-    known = x.varying and x.dtype == FLOAT32 and o.isa.startswith("avx") and o.width in X86_TO_INTEGER
-    if known and (o.width < 16 or o.isa == "avx512") and (nan or nearest):
-        name, size, rest = X86_TO_INTEGER[o.width]
-        prefix, _, last = name.format("cvt" if nearest else "cvtt").rpartition(".")
-        return o.intrinsic(prefix, INT32, x, mangled=f".{last}{size}", extra=rest)
-    if nearest:
-        x = o.intrinsic("rint", x.dtype, x)
-    if nan and o.isa == "neon" and x.dtype == FLOAT32:
-        return _saturating(o, "fptosi.sat", x, INT32)
-    whole = o.convert("fptosi", x, INT32)
-    return _number_or_zero(o, x, whole) if nan else whole
-
-
-def _rint_operand(o: Operations, x: Value, low: float, high: float) -> Value | None:
-    """y with x = rint(y), if x is a rounded value within these bounds: it is clamped before it is rounded, which one
-    instruction then does together with the conversion."""
-    clamps = []
-    inner = x
-    while (made := o.made.get(inner)) is not None and made[0] in ("max", "min"):
-        bound = number_of(made[1][1])
-        if bound is None or bound % 1 != 0:
-            return None
-        clamps.append((made[0], made[1][1]))
-        inner = made[1][0]
-    if made is not None and made[0] == "add" and number_of(made[1][1]) == 0:
-        made = o.made.get(made[1][0])
-    if made is None or made[0] != "rint" or x.dtype != FLOAT32 or not _range(o, x).inside(low, high):
-        return None
-    y = _quotient(o, made[1][0])
-    for prim, limit in reversed(clamps):
-        y = TABLE[prim, "float"](o, y, limit)
-    return y
-
-
-def _range(o: Operations, x: Value) -> Range:
-    def look(v: Value) -> Any:
-        n = number_of(v)
-        return o.made.get(v) if n is None else n
-
-    return range_of(x, look)
-
-
-def _quotient(o: Operations, x: Value) -> Value:
-    """x; or, if it is a number divided by a constant, what has the same integer next to it without the division."""
-    made = o.made.get(x)
-    if made is None or made[0] != "div" or x.dtype != FLOAT32 or not o.has_fma:
-        return x
-    a, b = made[1]
-    divisor = number_of(b)
-    parts = None if divisor is None else reciprocal(divisor)
-    if parts is None:
-        return x
-    head, rest = (literal(p, FLOAT32) for p in parts)
-    return o.fma(a, head, o.binary("fmul", a, rest))
-
-
-def _bitcast(o: Operations, x: Value, to: np.dtype) -> Value:
-    if x.dtype.itemsize != to.itemsize or BOOL in (x.dtype, to):
-        raise NotImplementedError(f"bitcast of {x.dtype} to {to}")
-    return o.convert("bitcast", x, to)
 
 
 # ------------------------------------------------------------------ integers
@@ -290,22 +137,6 @@ def _integer_pow(o: Operations, a: Value, b: Value) -> Value:
 # ------------------------------------------------------------------ floats
 
 
-def is_literal(v: Value) -> bool:
-    return not v.varying and v.parts[0][0] != "%"
-
-
-def _extreme(predicate: str) -> Rule:
-    """b if it is beyond a, or NaN; else a. x86's own instruction gives a if one is NaN."""
-
-    def extreme(o: Operations, a: Value, b: Value) -> Value:
-        if is_literal(a) and number_of(a) == number_of(a):
-            return o.select(o.compare(predicate.replace("o", "u", 1), b, a), b, a)
-        value = o.select(o.compare(predicate, b, a), b, a)
-        return value if is_literal(b) else o.select(o.compare("uno", b, b), b, value)
-
-    return extreme
-
-
 def _float_sign(o: Operations, x: Value) -> Value:
     """0 for -0; NaN stays."""
     zero = literal(0, x.dtype)
@@ -343,7 +174,7 @@ def _rounding(name: str) -> Rule:
 
 
 def _rint(o: Operations, x: Value) -> Value:
-    return o.intrinsic("rint", x.dtype, _quotient(o, x))
+    return o.intrinsic("rint", x.dtype, quotient(o, x))
 
 
 def _pair(name: str) -> Rule:
@@ -425,12 +256,12 @@ ROWS: dict[str, dict[str, Rule]] = {
     "fmod": {"float": _fmod, "signed": _signed_rem, "unsigned": _unsigned_rem},
     "pow": {"signed": _integer_pow, "unsigned": _integer_pow},
     "min": {
-        "float": _extreme("olt"),
+        "float": minimum,
         "signed": _pair("smin"),
         "unsigned": _pair("umin"),
         "bool": _instruction("and"),
     },
-    "max": {"float": _extreme("ogt"), "signed": _pair("smax"), "unsigned": _pair("umax"), "bool": _instruction("or")},
+    "max": {"float": maximum, "signed": _pair("smax"), "unsigned": _pair("umax"), "bool": _instruction("or")},
     "and": dict.fromkeys(("signed", "unsigned", "bool"), _instruction("and")),
     "or": dict.fromkeys(("signed", "unsigned", "bool"), _instruction("or")),
     "xor": dict.fromkeys(("signed", "unsigned", "bool"), _instruction("xor")),

@@ -172,3 +172,14 @@ def test_a_row_alone(name: str) -> None:
     for k in (0, count // 2, count - 1):
         alone = {n: v[k : k + 1] if len(v) == count else v for n, v in given.items()}
         assert compiled.run(None, alone)[0].tobytes() == together[k : k + 1].tobytes()
+
+
+def test_halves_are_added_up_in_float32() -> None:
+    """A sum of half a million ones does not fit float16, nor do its rows' sums keep enough digits; the mean does."""
+    text = "(float16[n,m] x) => (float16 y) { y = ReduceMean<keepdims = 0>(x) }"
+    made = parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> g {text}')
+    for dim, size in zip(made.graph.input[0].type.tensor_type.shape.dim, (601, 901), strict=True):
+        dim.dim_value = size
+    x = np.random.default_rng(2).uniform(0.5, 100, (601, 901)).astype(np.float16)
+    (got,) = stitch.optimize(made).run(None, {"x": x})
+    assert got == np.float16(x.astype(np.float64).mean())

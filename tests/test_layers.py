@@ -92,6 +92,7 @@ TABLE = """
     stitch.codegen.emit_math
     stitch.codegen.emit_dims
     stitch.codegen.emit_storage
+    stitch.codegen.emit_casts
     stitch.codegen.emit_primitives
     stitch.codegen.emit_memory
     stitch.codegen.emit_kernels

@@ -22,6 +22,9 @@ LARGE = 1 << 18
 FEW = 16
 """Sums up to which they are made row by row: of more, each is likely to stay near by itself."""
 
+WIDE = (dtypes.FLOAT32, dtypes.FLOAT64)
+"""Types in which a row's sum is as exact as the whole one: of halves, sums are rounded only at the end."""
+
 SHORTEST = 64
 """Elements and number of rows for which it pays."""
 
@@ -30,7 +33,7 @@ def _is_long(s: Step) -> bool:
     """Whether all of a large float value is added up into few sums, rows of it at first."""
     x, axes = s.x, s.attrs["axes"]
     sizes = [d for d in x.shape if isinstance(d, int)]
-    if len(sizes) < x.rank or x.rank < 2 or len(axes) < 2 or axes[-1] != x.rank - 1 or not dtypes.is_float(x.dtype):
+    if len(sizes) < x.rank or x.rank < 2 or len(axes) < 2 or axes[-1] != x.rank - 1 or x.dtype not in WIDE:
         return False
     total, row = math.prod(sizes), sizes[-1]
     sums = math.prod(sizes[k] for k in range(x.rank) if k not in axes)
