@@ -55,6 +55,7 @@ class Memory:
         self.locals: dict[Local, Value] = {}
         self.lane_axis: Axis | None = None
         self.tail: tuple[str, ...] | None = None
+        self.streamed: frozenset[Buffer] = frozenset()  # stored past the caches
         self.guard = Guard()
 
     # ------------------------------------------------------------------ indices
@@ -295,6 +296,9 @@ class Memory:
                 self.w.effect(f"call void {function}({kind} {x}, <{n} x ptr> align {size} {p}, {test} {m})", buffer)
             return
         backwards = a.lane == -1
+        if buffer in self.streamed and self.tail is None and self._in_step(index, v):
+            self._stream(buffer, a, v)
+            return
         for u, x in enumerate(names):
             if self.tail is not None and _one_lane(self.tail[u]):
                 # LLVM 22 turns a masked store of one lane of a truncated vector into a store of the wide element
@@ -311,6 +315,34 @@ class Memory:
                 m = self._reversed(self.tail[u], "i1") if backwards else self.tail[u]
                 function = f"@llvm.masked.store.{short}.p0"
                 self.w.effect(f"call void {function}({kind} {x}, ptr align {size} {p}, {test} {m})", buffer)
+
+
+    def _in_step(self, index: Index, v: Value) -> bool:
+        """Whether vectors are aligned if the buffer is."""
+        n = self.o.width
+        lanes = [c for x, c in index.terms if x is self.lane_axis]
+        steps = [c for x, c in index.terms if x is not self.lane_axis]
+        whole = all(isinstance(c, int) and c % n == 0 for c in (index.offset, *steps))
+        return whole and lanes == [1] and n * v.dtype.itemsize >= 16
+
+    def _stream(self, buffer: Buffer, a: Affine, v: Value) -> None:
+        """Stores past the caches, if the buffer begins where vectors do: a misaligned one would trap."""
+        n, size = self.o.width, self.o.width * v.dtype.itemsize
+        base = self.base(buffer)
+        address = self.w.pure(f"ptrtoint ptr {base} to i64", base)
+        rest = self.w.pure(f"and i64 {address}, {size - 1}", address)
+        misaligned = self.w.pure(f"icmp ne i64 {rest}, 0", rest)
+        there = [self._pointer(buffer, a, u) for u in range(self.o.copies)]
+        for wanted, how in (("0", f"align {size}, !nontemporal !0"), ("1", f"align {v.dtype.itemsize}")):
+            test = self.w.pure(f"icmp eq i1 {misaligned}, {wanted}", misaligned)
+            count = self.w.pure(f"zext i1 {test} to i64", test)
+
+            def body(_: str | int, __: list[str], how: str = how) -> list[str]:
+                for x, p in zip(self.o.parts(v), there, strict=True):
+                    self.w.effect(f"store <{n} x {LLVM[v.dtype]}> {x}, ptr {p}, {how}", buffer)
+                return []
+
+            self.w.repeat(0, count, 1, [], body, (), once=True)
 
 
 def _one_lane(mask: str) -> bool:

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 from stitch import access, dims
 from stitch.access import Axis, Index
 from stitch.codegen.loops import Buffer, Clip, Define, Fold, Local, Read, Store, Use
-from stitch.codegen.lower import Nest, Rewriter, expressions, indices
+from stitch.codegen.lower import Nest, Rewriter, cost, expressions, indices
 from stitch.graph import Value
 from stitch.stitching.schemes import estimate
 
 PART = 16_384
-"""Elements that a block folds."""
+"""Elements that a block folds, fewer of what takes long."""
 
 LEAST = 128
 """Terms that a block folds at least, lest partial results are as many as what they are made from."""
@@ -56,9 +56,10 @@ def split(work: Work, wide: int, large: int) -> tuple[tuple[Work, ...], tuple[tu
     terms = max(estimate(dims.product(a.extent for a in n.reduced)) for n in work.nests)
     in_rows = any(_runs_along(n, a, work.parallel) for n, a in zip(work.nests, longest, strict=True))
     together = 1 if in_rows else min(points, WIDE if _is_large(work.nests, large) else wide)
-    if any(a.extent != extent for a in longest) or points >= ENOUGH * together or terms * together < 2 * PART:
+    size = PART // min(max(round(max(cost(n) for n in work.nests) / 8), 1), 8)
+    if any(a.extent != extent for a in longest) or points >= ENOUGH * together or terms * together < 2 * size:
         return (work,), ()
-    block = max(PART * estimate(extent) // (terms * together) // 16 * 16, LEAST)
+    block = max(size * estimate(extent) // (terms * together) // 16 * 16, LEAST)
     part = Axis("part", dims.ceil_div(extent, block))
     first: list[Nest] = []
     second: list[Nest] = []

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -253,11 +253,7 @@ def count_cores(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
 
 
 def cpu_quota(groups: Path, membership: Path) -> float:
-    """The smallest quota, in cores, of the control groups around this process; infinite if there is none.
-
-    Inside a container the path in `membership` may be the host's, with no such folder here: then the groups that
-    can be seen are the container's own, and walking up finds them.
-    """
+    """The smallest quota, in cores, of the control groups around this process; infinite if there is none."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -269,14 +265,21 @@ def cpu_quota(groups: Path, membership: Path) -> float:
         if number == "0" and not controllers:
             roots = [groups, groups / "unified"]
         elif "cpu" in controllers.split(","):
-            roots = [groups / controllers, groups / "cpu"]
+            roots = [f for f in sorted(groups.glob("*cpu*")) if "cpu" in f.name.split(",")]
         else:
             continue
-        inside = Path(path.lstrip("/"))
         for root in roots:
+            inside = _visible(root, [part for part in path.split("/") if part not in ("", "..")])
             for folder in (inside, *inside.parents):
                 smallest = min(smallest, _quota_of(root / folder))
     return smallest
+
+
+def _visible(root: Path, parts: Sequence[str]) -> Path:
+    """The path of a group below `root`. In a container it may be the host's, of which only the end, or nothing, is
+    there: then the container's own groups are the ones that count."""
+    ends = (Path(*parts[k:]) for k in range(len(parts)))
+    return next((end for end in ends if (root / end).is_dir()), Path(*parts))
 
 
 def _quota_of(folder: Path) -> float:

@@ -3,7 +3,7 @@ compared with numpy in float64, fixed and with open dims, and gives the same bit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import pytest
 from onnx import parser
 
 import stitch
+from stitch import knobs
+from stitch.codegen import llvm
+from stitch.target import parse
 
 Array = npt.NDArray[np.float64]
 
@@ -183,3 +186,31 @@ def test_halves_are_added_up_in_float32() -> None:
     x = np.random.default_rng(2).uniform(0.5, 100, (601, 901)).astype(np.float16)
     (got,) = stitch.optimize(made).run(None, {"x": x})
     assert got == np.float16(x.astype(np.float64).mean())
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16", "uint8"])
+@pytest.mark.parametrize("shift", [0, 1, 4])
+def test_stores_past_the_caches(dtype: str, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a chain walks more than the last cache holds, outputs are stored past it, if aligned."""
+    texts: list[str] = []
+    module = llvm.module
+
+    def kept(codes: Iterable[llvm.Code], triple: str = "") -> str:
+        texts.append(module(codes, triple))
+        return texts[-1]
+
+    monkeypatch.setattr(llvm, "module", kept)
+    graph = f"({dtype}[r,4224] x) => ({dtype}[r,4224] y) {{ y = Add(x, x) }}"
+    made = parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> g {graph}')
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1201
+    with knobs.using(target="host;l3=0", cache_bytes=0):
+        compiled = stitch.optimize(made, threads=2)
+    assert ("nontemporal" in texts[0]) == (parse("host").is_x86)
+    kind = {"float": np.float32, "float16": np.float16, "uint8": np.uint8}[dtype]
+    x = (np.arange(1201 * 4224) % 101).astype(kind).reshape(1201, 4224)
+    room = np.empty(x.size + 128, kind)
+    start = -room.ctypes.data % 64 // room.itemsize + shift
+    y = room[start : start + x.size].reshape(x.shape)
+    compiled.run(None, {"x": x}, [y])
+    assert np.array_equal(y, x + x)

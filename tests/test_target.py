@@ -106,6 +106,21 @@ def test_quota_of_version_1(tmp_path: Path, controllers: str) -> None:
     assert count_cores(tmp_path / "groups", tmp_path / "self") == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "controllers", "folder"),
+    [
+        ("/docker/x/inner", "cpu,cpuacct", "cpu,cpuacct/inner"),  # the mount shows what is below /docker/x
+        ("/../y", "cpu", "cpu/y"),
+        ("/box", "cpuacct,cpu", "cpu,cpuacct/box"),
+    ],
+)
+def test_quota_of_a_group_that_goes_by_another_path(tmp_path: Path, path: str, controllers: str, folder: str) -> None:
+    write(tmp_path / "self", f"3:{controllers}:{path}\n")
+    write(tmp_path / "groups" / folder / "cpu.cfs_quota_us", "50000\n")
+    write(tmp_path / "groups" / folder / "cpu.cfs_period_us", "100000\n")
+    assert cpu_quota(tmp_path / "groups", tmp_path / "self") == 0.5
+
+
 def test_no_quota(tmp_path: Path) -> None:
     write(tmp_path / "self", "3:cpu:/\n0::/\n")
     write(tmp_path / "groups/cpu/cpu.cfs_quota_us", "-1\n")
