@@ -23,7 +23,10 @@ from stitch.graph import Value
 from stitch.stitching.schemes import estimate
 
 PART = 16_384
-"""Elements that a block folds, fewer of what takes long."""
+"""Elements that a block folds, or fewer of what takes long, if there are not many blocks."""
+
+MANY = 64
+"""Blocks from which there is enough to do for all."""
 
 LEAST = 128
 """Terms that a block folds at least, lest partial results are as many as what they are made from."""
@@ -56,7 +59,8 @@ def split(work: Work, wide: int, large: int) -> tuple[tuple[Work, ...], tuple[tu
     terms = max(estimate(dims.product(a.extent for a in n.reduced)) for n in work.nests)
     in_rows = any(_runs_along(n, a, work.parallel) for n, a in zip(work.nests, longest, strict=True))
     together = 1 if in_rows else min(points, WIDE if _is_large(work.nests, large) else wide)
-    size = PART // min(max(round(max(cost(n) for n in work.nests) / 8), 1), 8)
+    slow = min(max(round(max(cost(n) for n in work.nests) / 8), 1), 8)
+    size = max(PART // slow, min(PART, terms * together // MANY))
     if any(a.extent != extent for a in longest) or points >= ENOUGH * together or terms * together < 2 * size:
         return (work,), ()
     block = max(size * estimate(extent) // (terms * together) // 16 * 16, LEAST)
