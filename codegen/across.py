@@ -42,6 +42,10 @@ from stitch.codegen.lower import Nest, Retiler, Rewriter, expressions, indices, 
 from stitch.codegen.splitting import ENOUGH, WIDE
 from stitch.stitching.schemes import estimate
 
+UNROLL = 4
+"""Vectors per step: enough independent work to hide the latency of long chains of operations. That constants no longer
+fit the registers then costs less: they are operands in memory."""
+
 TURN, TURNED = 16, 512
 """Sides of a block of plain work that is transposed: along what is read, a cache line, for lines of rows far apart come
 one at a time; along what is stored, half a page."""
@@ -230,7 +234,7 @@ def streamed(n: Nest, block: Block) -> tuple[tuple[Stmt, ...], tuple[Buffer, ...
         steps.append(Store(total, at, Apply(f.op, (Read(total, at), f.value), kind)))
 
     def lanes(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
-        return (Loop(block.lanes, tuple(body), (), "vector", block.clip, 4),) if body else ()
+        return (Loop(block.lanes, tuple(body), (), "vector", block.clip, UNROLL),) if body else ()
 
     loop = lanes((*n.body, *steps))
     for a in reversed(n.reduced):

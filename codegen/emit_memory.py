@@ -316,7 +316,6 @@ class Memory:
                 function = f"@llvm.masked.store.{short}.p0"
                 self.w.effect(f"call void {function}({kind} {x}, ptr align {size} {p}, {test} {m})", buffer)
 
-
     def _in_step(self, index: Index, v: Value) -> bool:
         """Whether vectors are aligned if the buffer is."""
         n = self.o.width

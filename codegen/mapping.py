@@ -18,6 +18,7 @@ from functools import partial
 from stitch import access, dims
 from stitch.access import Axis, Index
 from stitch.codegen import across
+from stitch.codegen.across import UNROLL
 from stitch.codegen.constants import Constant, Relaid, inside
 from stitch.codegen.loops import Buffer, Clip, Define, Expr, Fold, Local, Loop, Phase, Read, Stmt, Use
 from stitch.codegen.lower import Nest, Rewriter, cost, indices, tiles_of
@@ -29,10 +30,6 @@ from stitch.target import Target
 
 BLOCK = 2048
 """Elements of a task where a parallel axis is vectorised and nothing else is looped over."""
-
-UNROLL = 4
-"""Vectors per step: enough independent work to hide the latency of long chains of operations. That constants no longer
-fit the registers then costs less: they are operands in memory."""
 
 CHUNK = 20_000
 """Instructions that a chunk of tasks should hold, so that handing it out does not show (about 5 us)."""

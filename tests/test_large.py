@@ -83,6 +83,12 @@ CASES: dict[str, tuple[str, dict[str, int], Callable[..., Array]]] = {
         {"k": 3, "n": 401, "m": 303, "a": 1},
         lambda x: x.var((1, 2), keepdims=True),
     ),
+    "squares about what differs along the row": (
+        """(float[n,m] x, float[m] w) => (float y) { e = Exp(x) mean = ReduceMean<keepdims = 0>(e) c = Mul(mean, w)
+            d = Sub(e, c) p = Mul(d, d) y = ReduceMean<keepdims = 0>(p) }""",
+        {"n": 601, "m": 703},
+        lambda x, w: ((np.exp(x) - np.exp(x).mean() * w) ** 2).mean(),
+    ),
     "transpose": (
         "(float[n,m] x, float[m] b) => (float[m,n] y) { s = Add(x, b) y = Transpose<perm = [1, 0]>(s) }",
         {"n": 1003, "m": 517},

@@ -61,7 +61,7 @@ def test_a_position_that_may_lie_beyond_a_symbolic_axis() -> None:
              {"p": ints(0, 1), "r": ints(2)}, X[0, :4])  # fmt: skip
     np.testing.assert_array_equal(y, np.pad(np.tile(X[0, :4], 2), (0, 1), mode="edge"))
     nodes = [node("Transpose", ["x"], ["t"], perm=[1, 0]), node("Reshape", ["t", "s"], ["r"])]
-    y, = run([*nodes, node("Gather", ["r", "i"], ["y"])], ("n", "m"), ["y"], {"s": ints(-1), "i": ints(5)}, X)
+    (y,) = run([*nodes, node("Gather", ["r", "i"], ["y"])], ("n", "m"), ["y"], {"s": ints(-1), "i": ints(5)}, X)
     np.testing.assert_array_equal(y, X.T.reshape(-1)[[5]])
 
 
@@ -75,7 +75,7 @@ def test_a_guarded_constant_is_not_laid_out_from_outside_of_it() -> None:
         "z": ints(0), "s": ints(-1),
     }  # fmt: skip
     for _ in range(3):
-        y, = run(nodes, [3], ["y"], constants, np.array([3, 4, 5], np.float32))
+        (y,) = run(nodes, [3], ["y"], constants, np.array([3, 4, 5], np.float32))
         np.testing.assert_array_equal(y, [1.5, 5, 4, 3, 4, 5])
 
 
@@ -83,7 +83,7 @@ def test_a_guarded_constant_is_not_laid_out_from_outside_of_it() -> None:
 def test_a_slice_backwards_from_before_the_first_element(shape: Sequence[int | str]) -> None:
     """ONNX, unlike numpy, starts at the first element then."""
     constants = {"a": ints(-2), "b": ints(-100), "z": ints(0), "s": ints(-3)}
-    y, = run([node("Slice", ["x", "a", "b", "z", "s"], ["y"])], shape, ["y"], constants, X[0, :1])
+    (y,) = run([node("Slice", ["x", "a", "b", "z", "s"], ["y"])], shape, ["y"], constants, X[0, :1])
     np.testing.assert_array_equal(y, X[0, :1])
 
 
@@ -94,7 +94,7 @@ def test_diamonds_take_linear_time() -> None:
         nodes += [node("Neg", [last], [f"a{k}"]), node("Abs", [last], [f"b{k}"])]
         nodes += [node("Max", [f"a{k}", f"b{k}"], [f"v{k}"]), node("Tanh", [f"v{k}"], [f"w{k}"])]
         last, want = f"w{k}", np.tanh(np.maximum(-want, np.abs(want)))
-    y, = run(nodes, ("n", "m"), [last], {}, X)
+    (y,) = run(nodes, ("n", "m"), [last], {}, X)
     np.testing.assert_allclose(y, want, rtol=1e-4)
 
 
@@ -103,7 +103,7 @@ def test_long_chains_do_not_exhaust_the_stack() -> None:
     for k in range(500):
         nodes += [node(["Tanh", "Neg"][k % 2], [last], [f"v{k}"])]
         last, want = f"v{k}", np.tanh(want) if k % 2 == 0 else -want
-    y, = run(nodes, ("n", "m"), [last], {}, X)
+    (y,) = run(nodes, ("n", "m"), [last], {}, X)
     np.testing.assert_allclose(y, want, rtol=1e-4)
 
 

@@ -121,13 +121,13 @@ def swish(b: Builder, call: Call, x: Value) -> Value:
 def gelu(b: Builder, call: Call, x: Value) -> Value:
     match call.attr("approximate", "none"):
         case "none":
-            curve = b.unary("erf", b.mul(x, math.sqrt(0.5)))
+            return b.mul(b.mul(x, 0.5), b.add(b.unary("erf", b.mul(x, math.sqrt(0.5))), 1))
         case "tanh":
+            # (1 + tanh(u)) / 2 is sigmoid(2u), which does not cancel where the result is near 0
             cubic = b.mul(b.mul(b.mul(x, x), x), 0.044715)
-            curve = b.unary("tanh", b.mul(b.add(x, cubic), math.sqrt(2 / math.pi)))
+            return b.mul(x, b.unary("sigmoid", b.mul(b.add(x, cubic), math.sqrt(8 / math.pi))))
         case other:
             raise call.invalid(f"approximate is {other!r}, neither 'none' nor 'tanh'")
-    return b.mul(b.mul(x, 0.5), b.add(curve, 1))
 
 
 def _softplus(b: Builder, x: Value) -> Value:

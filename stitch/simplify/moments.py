@@ -74,12 +74,24 @@ def _around(r: Rewriter, s: Step) -> Value | None:
 
 
 def _comes_from(r: Rewriter, value: Value, total: Value) -> bool:
-    """Whether a value is a sum times or divided by a number, shown at each element."""
-    while (node := r.maker(value)) is not None and value is not total:
-        if node.prim not in ("broadcast", "reshape", "mul", "div"):
+    """Whether a value is a sum times or divided by numbers, the same along each row."""
+    repeated = False
+    while value is not total:
+        node = r.maker(value)
+        if node is None:
             return False
-        value = node.inputs[0] if r.number(node.inputs[0]) is None else node.inputs[1]
-    return value is total
+        operands = [v for v in node.inputs if r.number(v) is None]
+        if node.prim in ("mul", "div"):
+            if len(operands) != 1 or (node.prim == "div" and operands[0] is not node.inputs[0]):
+                return False
+        elif node.prim == "reshape":
+            if not repeated and value.shape[-1:] != (1,):
+                return False  # what is not yet the same along a row would be laid along it
+            repeated = True
+        elif node.prim != "broadcast":
+            return False
+        value = operands[0] if operands else node.inputs[0]
+    return True
 
 
 MOMENTS: Rules = {"reduce_sum": [_around, _by_rows]}

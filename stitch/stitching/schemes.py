@@ -89,9 +89,7 @@ def _try(now: _Open, g: Group, later: Sequence[Group], budget: int) -> tuple[lis
         for a in inner:
             _constrain(relation, now, now.made[a.value].store, a)
     else:
-        common = next(
-            ((m, a) for h in now.groups for m in h.accesses for a in g.accesses if _same_place(m, a)), None
-        )
+        common = next(((m, a) for h in now.groups for m in h.accesses for a in g.accesses if _same_place(m, a)), None)
         if common is not None:
             _constrain(relation, now, common[0].at, common[1])
         else:
@@ -223,4 +221,3 @@ def _pieces(groups: Sequence[Group]) -> set[Value]:
         for r in g.roots:
             count[r.value] = count.get(r.value, 0) + (2 if r.is_piece else 1)
     return {v for v, n in count.items() if n > 1}
-

@@ -1,9 +1,9 @@
 """The stitcher: a simplified graph in, kernels out.
 
-    clusters      which nodes become one kernel
-    dominants     which of their values are made available, and the groups around them, merged
-    schemes       phases of groups that share parallel axes, and where each value lives
-    contractions  the same for kernels around a matmul or convolution
+clusters      which nodes become one kernel
+dominants     which of their values are made available, and the groups around them, merged
+schemes       phases of groups that share parallel axes, and where each value lives
+contractions  the same for kernels around a matmul or convolution
 """
 
 from __future__ import annotations
