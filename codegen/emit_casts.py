@@ -1,7 +1,6 @@
 """Casts, and what a whole number is made from: as few instructions as the range of the operand allows.
 
-Float to integer truncates and saturates, and NaN is 0. A number that was rounded before is not rounded again; one that
-was divided by a constant to be rounded is not divided (`stitch.codegen.quotients`).
+Float to integer truncates and saturates, and NaN is 0. A number that was rounded before is not rounded again.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import numpy as np
 
 from stitch import dtypes
 from stitch.codegen.emit_values import Operations, Value, literal, number_of
-from stitch.codegen.quotients import reciprocal
 from stitch.dtypes import BOOL, FLOAT32, INT32
 from stitch.ranges import Range, range_of
 
@@ -133,7 +131,7 @@ def _rint_operand(o: Operations, x: Value, low: float, high: float) -> Value | N
         made = o.made.get(made[1][0])
     if made is None or made[0] != "rint" or x.dtype != FLOAT32 or not _range(o, x).inside(low, high):
         return None
-    y = quotient(o, made[1][0])
+    y = made[1][0]
     for prim, limit in reversed(clamps):
         y = (maximum if prim == "max" else minimum)(o, y, limit)
     return y
@@ -145,20 +143,6 @@ def _range(o: Operations, x: Value) -> Range:
         return o.made.get(v) if n is None else n
 
     return range_of(x, look)
-
-
-def quotient(o: Operations, x: Value) -> Value:
-    """x; or, if it is a number divided by a constant, what has the same integer next to it without the division."""
-    made = o.made.get(x)
-    if made is None or made[0] != "div" or x.dtype != FLOAT32 or not o.has_fma:
-        return x
-    a, b = made[1]
-    divisor = number_of(b)
-    parts = None if divisor is None else reciprocal(divisor)
-    if parts is None:
-        return x
-    head, rest = (literal(p, FLOAT32) for p in parts)
-    return o.fma(a, head, o.binary("fmul", a, rest))
 
 
 def bitcast(o: Operations, x: Value, to: np.dtype) -> Value:

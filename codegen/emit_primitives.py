@@ -13,9 +13,10 @@ import numpy as np
 
 from stitch import dtypes
 from stitch.codegen import mathlib
-from stitch.codegen.emit_casts import Rule, bitcast, cast, kind_of, maximum, minimum, quotient
+from stitch.codegen.emit_casts import Rule, bitcast, cast, kind_of, maximum, minimum
 from stitch.codegen.emit_math import MachineMath
 from stitch.codegen.emit_values import Operations, Value, literal, number_of
+from stitch.codegen.quotients import reciprocal
 from stitch.dtypes import BOOL, FLOAT32, FLOAT64
 
 
@@ -67,6 +68,15 @@ def _divided(o: Operations, a: Value, b: Value, signed: bool) -> Value:
     real = FLOAT64 if size == 4 else FLOAT32
     to, back = ("sitofp", "fptosi") if signed else ("uitofp", "fptoui")
     return o.convert(back, o.binary("fdiv", o.convert(to, a, real), o.convert(to, b, real)), a.dtype)
+
+
+def _float_div(o: Operations, a: Value, b: Value) -> Value:
+    divisor = number_of(b)
+    parts = reciprocal(divisor) if divisor is not None and b.dtype == FLOAT32 and o.has_fma else None
+    if parts is None:
+        return o.binary("fdiv", a, b)
+    head, rest = (literal(p, FLOAT32) for p in parts)
+    return o.fma(a, head, o.binary("fmul", a, rest))
 
 
 def _remainder(o: Operations, a: Value, b: Value, signed: bool) -> Value:
@@ -174,7 +184,7 @@ def _rounding(name: str) -> Rule:
 
 
 def _rint(o: Operations, x: Value) -> Value:
-    return o.intrinsic("rint", x.dtype, quotient(o, x))
+    return o.intrinsic("rint", x.dtype, x)
 
 
 def _pair(name: str) -> Rule:
@@ -251,7 +261,8 @@ ROWS: dict[str, dict[str, Rule]] = {
         "unsigned": _instruction("mul"),
         "bool": _instruction("and"),
     },
-    "div": {"float": _instruction("fdiv"), "signed": _signed_div, "unsigned": _unsigned_div},
+    "div": {"float": _float_div, "signed": _signed_div, "unsigned": _unsigned_div},
+    "fma": {"float": lambda o, a, b, c: o.fma(a, b, c)},
     "mod": {"float": _float_mod, "signed": _signed_mod, "unsigned": _unsigned_rem},
     "fmod": {"float": _fmod, "signed": _signed_rem, "unsigned": _unsigned_rem},
     "pow": {"signed": _integer_pow, "unsigned": _integer_pow},

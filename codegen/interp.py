@@ -304,6 +304,8 @@ def apply(prim: str, args: Sequence[Array], dtype: np.dtype) -> Array:
         a, b = args
         beyond = b > a if prim == "max" else b < a
         return np.where(beyond | np.isnan(b), b, a)
+    if prim == "fma":
+        return np.asarray(NumpyBuilder().fma(*np.broadcast_arrays(*args)))
     if prim in FUNCTIONS and kind == dtypes.FLOAT32:
         return np.asarray(evaluate(prim, *np.broadcast_arrays(*args)))
     args = args if prim == "bitcast" else np.broadcast_arrays(*args)

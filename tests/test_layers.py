@@ -54,6 +54,7 @@ TABLE = """
     stitch.simplify.movement
     stitch.simplify.contractions
     stitch.simplify.moments
+    stitch.simplify.quotients
     stitch.simplify.sinking
     stitch.simplify.hoisting
     stitch.simplify.pieces
@@ -85,6 +86,7 @@ TABLE = """
     stitch.codegen.across
     stitch.codegen.mapping
     stitch.codegen.tiling
+    stitch.codegen.divisors
     stitch.codegen.kernels
     stitch.codegen.interp
     stitch.codegen.emit_code

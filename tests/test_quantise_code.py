@@ -122,6 +122,53 @@ def test_rounded_quotients_of_constants_without_a_reciprocal(on: Target) -> None
         native(lambda b, x, s=scale: b.unary("rint", b.div(x, s)), around_ties(scale), on)  # type: ignore[misc]
 
 
+def assert_quotients(got: Array, x: Array, d: Array) -> None:
+    """Those of numpy, but for a unit in the last place of one in a million, or below 2^-100."""
+    want = (x / d).astype(np.float32)
+    assert np.array_equal(np.isnan(got), np.isnan(want))
+    ordinary = np.isfinite(want)
+    same = np.where(ordinary, got, 0).view(np.int32) == np.where(ordinary, want, 0).view(np.int32)
+    assert np.array_equal(got[np.isinf(want)], want[np.isinf(want)])
+    assert np.all(abs(np.spacing(want)) >= abs(got - want), where=ordinary & ~same)
+    assert np.count_nonzero(~same & ordinary & (abs(want) > 2.0**-100)) <= 1 + x.size // 1_000_000
+    whole = ordinary & (want == np.rint(want)) & (abs(want) < 2.0**20) & (want.astype(np.float64) * d == x)
+    assert np.array_equal(got[whole], want[whole])
+
+
+def many(rows: int, columns: int) -> Array:
+    """Of all sizes; first those that are special; whole numbers in the second half."""
+    rng = np.random.default_rng(2)
+    sizes = np.exp(rng.uniform(-100, 88, (rows, columns)))
+    x: Array = (sizes * rng.choice([-1, 1], (rows, columns))).astype(np.float32)
+    x[rows // 2 :] = rng.integers(-1000, 1000, x[rows // 2 :].shape)
+    x[:, : len(SPECIAL)] = SPECIAL
+    return x
+
+
+@EVERY
+def test_quotients_by_one_number_for_each_row(on: Target) -> None:
+    x = many(600, 700)
+    d = np.concatenate([SPECIAL, many(600, 20)[len(SPECIAL) :, -1]])[:, None]
+    b = Builder()
+    given, rows = b.input("x", x.dtype, x.shape), b.input("d", d.dtype, d.shape)
+    graph = b.finish({"y": b.div(given, rows)})
+    (got,) = pipeline.run(pipeline.compile(graph, target=on), {"x": x, "d": d})
+    assert_quotients(got, x, d)
+
+
+@EVERY
+@pytest.mark.parametrize("axis", [0, 1])
+def test_quotients_by_constants(on: Target, axis: int) -> None:
+    x = many(700, 600)
+    d: Array = np.random.default_rng(3).uniform(0.01, 100, (x.shape[axis],)).astype(np.float32)
+    d[:20] = np.arange(1, 21)
+    d = d[:, None] if axis == 0 else d
+    b = Builder()
+    graph = b.finish({"y": b.div(b.input("x", x.dtype, x.shape), b.const(d))})
+    (got,) = pipeline.run(pipeline.compile(graph, target=on), {"x": x})
+    assert_quotients(got, x, d)
+
+
 # ------------------------------------------------------------------ quantising
 
 

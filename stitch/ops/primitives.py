@@ -351,6 +351,7 @@ _row("shl", "elementwise", 2, _shift(np.left_shift), cost=1, domain=dtypes.INTEG
 _row("shr", "elementwise", 2, _shift(np.right_shift), cost=1, domain=dtypes.INTEGERS)
 for _name, _fn in [("eq", np.equal), ("ne", np.not_equal), ("lt", np.less), ("le", np.less_equal)]:
     _row(_name, "elementwise", 2, _plain(_fn), dtype=_bool, cost=1, commutative=_name in ("eq", "ne"))
+_row("fma", "elementwise", 3, _wide(lambda a, b, c: a * b + c), cost=1, domain=(dtypes.FLOAT32,))
 _row("where", "elementwise", 3, _plain(np.where), cost=1)
 _row("cast", "elementwise", 1, _cast, dtype=_attr_dtype, cost=1)
 _row("bitcast", "elementwise", 1, lambda attrs, x: x.view(attrs["dtype"]), dtype=_attr_dtype, domain=NUMBERS)

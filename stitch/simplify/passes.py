@@ -19,6 +19,7 @@ from stitch.simplify.moments import MOMENTS
 from stitch.simplify.movement import MOVEMENT
 from stitch.simplify.permutations import stays, weight
 from stitch.simplify.pieces import divide
+from stitch.simplify.quotients import QUOTIENTS
 from stitch.simplify.sinking import SINKING
 
 _ROUNDS = 8  # a bound on repetition; real models settle in two to four
@@ -35,7 +36,7 @@ def simplify(graph: Graph) -> Graph:
         if _burden(after) >= _burden(graph):
             break
         graph = after
-    return by_rows(_settled(divide(graph), tidy, fold))
+    return last(_settled(divide(graph), tidy, fold))
 
 
 def _settled(graph: Graph, *passes: Callable[[Graph], Graph]) -> Graph:
@@ -68,9 +69,10 @@ def fold(graph: Graph) -> Graph:
     return rewrite(graph, merged(FOLDING, ALGEBRA))
 
 
-def by_rows(graph: Graph) -> Graph:
-    """Sums of large values row by row (see the rules). Last, for algebra would put them together again."""
-    return rewrite(graph, merged(MOVEMENT, MOMENTS))
+def last(graph: Graph) -> Graph:
+    """Sums of large values row by row, and divisions by constants (see the rules). Last, for algebra would put the sums
+    together again, and does not know what was a division."""
+    return rewrite(graph, merged(MOVEMENT, MOMENTS, QUOTIENTS))
 
 
 def sink(graph: Graph) -> Graph:
