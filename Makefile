@@ -34,10 +34,10 @@ fuzz: $(READY)  ## random graphs and kernels, fifty times as many as the tests t
 lint: $(READY)  ## ruff and mypy --strict
 	@failed=0; $(PY) -m ruff check || failed=1; $(PY) -m mypy || failed=1; exit $$failed
 
-bench: $(READY) $(EXTRAS)  ## a quick measurement beside onnxruntime, and how to get the full ones
+bench: $(READY) $(EXTRAS)  ## a quick measurement beside the peers that are there, and how to get the full ones
 	$(PY) -m benchmarks --quick
 
-bench-setup: $(PEERS)  ## install what chains are compared with: torch, jax, openvino and others
+bench-setup: $(PEERS)  ## install what stitch is compared with: onnxruntime, openvino, torch, jax and others
 
 chains: $(READY) $(EXTRAS) $(PEERS)  ## chains of memory-bound operators beside all peers, which takes 40 minutes
 	$(PY) -m benchmarks.chains --json build/chains.json --plot build/chains.svg
@@ -78,7 +78,7 @@ $(EXPORTING): | exporter
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check install transformers onnxscript onnx onnxruntime
 	@touch $@
 
-# The peers of `make chains`, in an environment of their own; a package that cannot be had is left out of the tables.
+# The peers of `make bench` and `make chains`, in an environment of their own; a package that cannot be had is left out.
 $(PEERS):
 	@echo "setting up $(@D) with torch, jax, openvino and others, which takes some minutes and 3 GB"
 	@$(PYTHON) -m venv $(@D)

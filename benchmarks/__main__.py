@@ -10,16 +10,17 @@ from benchmarks import models, oracle
 TEXT = """\
 Speed, each a command of its own; --record writes its table into benchmarks/RESULTS.md:
 
-  python -m benchmarks.latency [--models NAME ...] [--threads 1,2] [--rounds N] [--record]
-      one inference beside onnxruntime, model by model; everything takes about {minutes} minutes here
+  python -m benchmarks.latency [--models NAME ...] [--threads 1,2] [--rounds N] [--variants] [--record]
+      one inference beside onnxruntime, OpenVINO and the machine's limit, model by model; everything takes about
+      {minutes} minutes here, and three times as long with --variants: larger batches and shorter sequences
   python -m benchmarks.chains [--cases PATTERN ...] [--sizes small,l3,dram] [--threads 1,2] [--record]
       chains of memory-bound operators beside eight engines (make bench-setup) and the machine's limits; 40 minutes
   python -m benchmarks.ablation [--record]
       what each step of stitching brings
   python -m benchmarks.pressure [--record]
       the thread team beside busy neighbours, and under a quota
-  python -m benchmarks.loading [--model PATH] [--record]
-      from a file to a model: empty cache, second process, onnxruntime's session
+  python -m benchmarks.loading [--model PATH | --models [NAME ...]] [--record]
+      from a file to a model: empty cache, second process, the peers; the first run, and the peak of memory
   python -m benchmarks.overhead [--record]
       what a call and a further kernel cost; that a run keeps no memory
   python -m benchmarks.profile NAME|PATH [--threads N] [--top K] [--peer]
@@ -43,7 +44,7 @@ How it is measured: docs/benchmarks.md. Results so far: benchmarks/RESULTS.md.
 def main() -> int:
     names = models.names()
     counted = {c: [n for k, n in names if k == c] for c in ("shared", "light", "exports")}
-    print(TEXT.format(minutes=max(1, round(0.4 * len(names)))))
+    print(TEXT.format(minutes=max(1, round(0.5 * len(names)))))
     print("Models found:")
     for collection, found in counted.items():
         print(f"  {collection:8} {' '.join(found) or 'none'}")

@@ -27,11 +27,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import latency, results
+from benchmarks import pipe, results
 from benchmarks.chains import worker
 from benchmarks.chains.case import SIZES
 from benchmarks.chains.cases import CASES
 from benchmarks.chains.engines import Session
+from benchmarks.networks.agreement import difference
+from benchmarks.networks.cases import networks
 from stitch import dims, importer, knobs, optimize, target
 from stitch.dims import Dim
 from stitch.graph import Graph
@@ -103,7 +105,7 @@ def models(wanted: Sequence[str]) -> Iterator[Subject]:
     if not wanted:  # which would be all of them
         return
     with tempfile.TemporaryDirectory() as folder:
-        for case in latency.cases(wanted, Path(folder)):
+        for case in networks(wanted, Path(folder)):
             compiled = optimize(case.path, cache=False)
             feed = {p.name: worker.aligned(case.feed[p.name]) for p in compiled.inputs}
             yield Subject(case.name, case.path, feed, [worker.aligned(y) for y in compiled.run(None, feed)])
@@ -122,7 +124,7 @@ def measure(subject: Subject, threads: int, rounds: int) -> Row:
         sessions[-1].run()
         answers.append([y.copy() for y in subject.outputs])
     for title, answer in zip(SETTINGS, answers, strict=True):
-        if (error := latency.difference(answer, answers[-1], 0.0)) > 1:
+        if (error := difference(answer, answers[-1], 0.0)) > 1:
             raise ValueError(f"{subject.name}, {title}: {error:.3g} times the difference that is allowed")
     taken: list[list[float]] = [[] for _ in sessions]
     for number in range(rounds):
@@ -241,7 +243,7 @@ def main() -> int:
     if not {*sizes} <= {*SIZES}:
         parser.error(f"sizes are {', '.join(SIZES)}")
     everywhere = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, worker.processors(args.threads))
+    os.sched_setaffinity(0, pipe.processors(args.threads))
     subjects_of = {f"chains, size {size}": chains(args.cases, size, args.threads) for size in sizes}
     subjects_of["models"] = models([name for name in args.cases if all(name != c.name for c in CASES)])
     found: dict[str, list[Row]] = {}

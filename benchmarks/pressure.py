@@ -30,7 +30,8 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.chains.engines import ENGINES
-from benchmarks.chains.worker import CASE, ROOT, Failed, Worker, prepare, processors, settle
+from benchmarks.chains.worker import CASE, Worker, prepare, settle
+from benchmarks.pipe import Failed, default_peers, processors
 
 CHAIN, SIZE = "layernorm_gelu", "l3"
 OURS, PEERS = "stitch", ("onnxruntime", "openvino", "torch")
@@ -259,9 +260,7 @@ def told_quota(cores: float, found: Mapping[str, Times]) -> tuple[list[str], dic
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    own = ROOT / ".venv-bench" / "bin" / "python"
-    default = str(own) if own.exists() else sys.executable
-    parser.add_argument("--peers", default=default, metavar="PYTHON", help="default .venv-bench/bin/python")
+    parser.add_argument("--peers", default=default_peers(), metavar="PYTHON", help="default .venv-bench/bin/python")
     parser.add_argument("--seconds", type=float, default=4, metavar="N", help="of each engine in each situation")
     parser.add_argument("--record", action="store_true", help="put the tables into benchmarks/RESULTS.md")
     args = parser.parse_args()

@@ -25,7 +25,8 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks import latency, models
+from benchmarks import models
+from benchmarks.networks.cases import Feed, image, networks
 from stitch import dims
 from stitch.api import CompiledModel, _target
 from stitch.codegen import assemble, kernels
@@ -110,7 +111,7 @@ def _instrument(text: str, address: int, ends: list[int], target: Target) -> str
     return "\n".join([*out, "" if counter else "declare i64 @llvm.readcyclecounter()", ""])
 
 
-def measure(c: Compiled, feed: latency.Feed) -> tuple[list[float], float]:
+def measure(c: Compiled, feed: Feed) -> tuple[list[float], float]:
     """Seconds of each call, the shortest of several runs, and of a whole run: neighbours only ever add."""
     c.model.run(None, feed)
     c.hosted.clear()
@@ -131,7 +132,7 @@ def measure(c: Compiled, feed: latency.Feed) -> tuple[list[float], float]:
     return list(np.min(np.diff(np.array(rows), axis=1), axis=0) / rate), min(walls)
 
 
-def costs(c: Compiled, feed: latency.Feed) -> tuple[list[Cost], float]:
+def costs(c: Compiled, feed: Feed) -> tuple[list[Cost], float]:
     """The costs of all programs, the largest first, and the seconds of a run."""
     run_host = host.call
 
@@ -196,7 +197,7 @@ def describe(cost: Cost, total: float, lines: int) -> str:
     return "\n".join(out)
 
 
-def peer(path: str | Path, feed: latency.Feed, threads: int, top: int) -> str:
+def peer(path: str | Path, feed: Feed, threads: int, top: int) -> str:
     """onnxruntime's milliseconds per run, by operator and by node."""
     import onnxruntime as ort
 
@@ -245,7 +246,7 @@ def main() -> None:
         _profile(asked, path, feed)
 
 
-def _profile(asked: argparse.Namespace, path: str | Path, feed: latency.Feed) -> None:
+def _profile(asked: argparse.Namespace, path: str | Path, feed: Feed) -> None:
     c = compiled(path, asked.threads)
     found, wall = costs(c, {p.name: feed[p.name] for p in c.model.inputs})
     total = sum(cost.seconds for cost in found)
@@ -268,14 +269,14 @@ def _profile(asked: argparse.Namespace, path: str | Path, feed: latency.Feed) ->
         print(peer(path, feed, asked.threads, 12))
 
 
-def _subject(name: str, sizes: Mapping[str, int], folder: Path) -> tuple[str | Path, latency.Feed]:
+def _subject(name: str, sizes: Mapping[str, int], folder: Path) -> tuple[str | Path, Feed]:
     root = models.exports()
     if root is not None and (root / f"{name}.json").exists():
         spec = json.loads((root / f"{name}.json").read_text())
         return root / spec["file"], models.make_feed(spec, {**spec["dims"], **sizes})
     if Path(name).is_file():
-        return name, latency.image(Path(name), sizes)
-    case = next(latency.cases([name], folder), None)
+        return name, image(Path(name), sizes)
+    case = next(networks([name], folder), None)
     if case is None:
         raise SystemExit(f"there is no model {name!r}: `python -m benchmarks` lists them")
     return case.path, case.feed

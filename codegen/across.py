@@ -303,7 +303,9 @@ def cut(
         lanes, block = vector, vector.extent
     else:
         outer = Axis(vector.name + "b", dims.ceil_div(vector.extent, block))
-        clip, start = Clip(block, outer, vector.extent), access.index(0, (outer, block))
+        if not isinstance(vector.extent, int) or vector.extent % block:
+            clip = Clip(block, outer, vector.extent)
+        start = access.index(0, (outer, block))
     nests = spread(nests)
     tiles = _Tiles(vector, {vector: start}, lanes, clip, clips, block)
     stored = frozenset(b for n in nests for b, _, is_store in indices(n) if is_store and b is not None)

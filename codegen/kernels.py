@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stitch import access, dims, dtypes, knobs
 from stitch.access import Index
-from stitch.codegen import across, divisors, mapping, splitting, tiling
+from stitch.codegen import across, blocks, divisors, mapping, splitting, tiling
 from stitch.codegen.constants import Constant
 from stitch.codegen.loops import (
     Apply,
@@ -54,10 +54,17 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
     phases: list[Phase] = []
     tiles: list[Buffer] = []
     packed: dict[Buffer, Constant] = {}
+    panels: Mapping[Buffer, Constant]
     parts: dict[Buffer, Value] = {}
     for part in kernel.phases:
         names.tiles.clear()
         names.registers.clear()
+        if kernel.chain is not None:
+            loops, own, panels = blocks.phase(names, target)
+            packed |= panels
+            phases.append(loops)
+            tiles += own
+            break
         if part.contraction is not None:
             loops, own, panels = tiling.phase(names, part, target)
             packed |= panels
@@ -65,12 +72,11 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
             tiles += own
         else:
             work = nests(names, part)
-            fixed = {b: v for v, b in names.buffers.items() if v in flow.producer and flow.producer[v].prim == "const"}
             whole = splitting.Work(part.parallel, tuple(work))
             cut, new = splitting.split(whole, across.ROWS, target.l2_bytes) if adaptive else ((whole,), ())
             parts |= dict(new)
             for piece in cut:
-                loops, own, relaid = mapping.phase(piece, target, fixed, adaptive)
+                loops, own, relaid = mapping.phase(piece, target, names.constants(), adaptive)
                 packed |= relaid
                 phases.append(loops)
                 tiles += own

@@ -34,7 +34,10 @@ from stitch.dims import Dim
 from stitch.graph import Value
 from stitch.ops.primitives import PRIMITIVES
 from stitch.stitching.schedule import Group, Kernel, Phase, Root
-from stitch.stitching.trace import Flow, count
+from stitch.stitching.trace import Access, Flow, count
+
+SKEW = 16
+"""Elements by which rows of a block are longer than they need to be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +51,30 @@ class Nest:
     after: tuple[Stmt, ...] = ()
 
 
+@dataclass(frozen=True)
+class Tile:
+    """A value in the worker's scratch: what its dims still range over where a task stands, at a point of `parallel`."""
+
+    buffer: Buffer
+    shape: tuple[Dim, ...]
+    parallel: tuple[Axis, ...]
+
+    def index(self, at: Sequence[Index]) -> Index:
+        return tile_index(self.shape, at, self.parallel)
+
+
 @dataclass
 class Names:
-    """The buffers of one kernel, and what its values have become so far."""
+    """The buffers of one kernel, and what its values have become so far. `block`: the axes at whose points a task of a
+    chain stands."""
 
     kernel: Kernel
     flow: Flow
     buffers: dict[Value, Buffer] = field(default_factory=dict)  # parameters, in order of first use
-    tiles: dict[Value, Buffer] = field(default_factory=dict)
+    tiles: dict[Value, Tile] = field(default_factory=dict)
     registers: dict[Value, Local] = field(default_factory=dict)
     results: dict[Value, Callable[[tuple[Index, ...]], Expr]] = field(default_factory=dict)  # of contractions
+    block: tuple[Axis, ...] = ()
 
     def label(self, value: Value) -> str:
         """What a local is called: after the primitive, so that equal kernels have equal text."""
@@ -68,6 +85,18 @@ class Names:
         if value not in self.buffers:
             self.buffers[value] = Buffer("m", value.dtype, value.size)
         return self.buffers[value]
+
+    def constants(self) -> dict[Buffer, Value]:
+        """The buffers so far that hold constants."""
+        made = self.flow.producer
+        return {b: v for v, b in self.buffers.items() if v in made and made[v].prim == "const"}
+
+    def operand(self, a: Access) -> tuple[Buffer, Index]:
+        """Where a contraction finds an operand."""
+        if a.value in self.tiles:
+            tile = self.tiles[a.value]
+            return tile.buffer, tile.index(a.at)
+        return self.buffer(a.value), a.offset
 
 
 def nests(names: Names, phase: Phase) -> list[Nest]:
@@ -107,10 +136,15 @@ def _nest(names: Names, phase: Phase, group: Group) -> Nest:
 def _store(names: Names, phase: Phase, root: Root, value: Expr) -> Store:
     if names.kernel.placements[root.value] == "buffer":
         return Store(names.buffer(root.value), access.linear(root.value.shape, root.store), value)
-    shape = tile_shape(root, phase.parallel)
-    tile = Buffer("t", value.dtype if value.dtype != dtypes.BOOL else root.value.dtype, _product(shape), "tile")
+    block = names.kernel.placements[root.value] == "block"
+    parallel = names.block if block else phase.parallel
+    shape = tile_shape(root, parallel)
+    if block:  # rows that do not all fall into the same sets of a cache
+        shape = (*shape[:-1], shape[-1] + SKEW)
+    dtype = value.dtype if value.dtype != dtypes.BOOL else root.value.dtype
+    tile = Tile(Buffer("t", dtype, _product(shape), "tile"), shape, parallel)
     names.tiles[root.value] = tile
-    return Store(tile, tile_index(shape, root.store, phase.parallel), value)
+    return Store(tile.buffer, tile.index(root.store), value)
 
 
 def tile_shape(root: Root, parallel: Sequence[Axis]) -> tuple[Dim, ...]:
@@ -148,7 +182,6 @@ class _Walk:
     def __init__(self, names: Names, phase: Phase, group: Group) -> None:
         self.names = names
         self.phase = phase
-        self.shapes = {r.value: tile_shape(r, phase.parallel) for g in phase.groups for r in g.roots}
         self.own: dict[tuple[Value, tuple[Index, ...]], Root] = {
             (r.value, r.at): r for r in group.roots if r.source is r.value and not r.fold
         }
@@ -189,7 +222,8 @@ class _Walk:
         if value in names.registers:
             return Use(names.registers[value])
         if value in names.tiles:
-            return Read(names.tiles[value], tile_index(self.shapes[value], at, self.phase.parallel))
+            tile = names.tiles[value]
+            return Read(tile.buffer, tile.index(at))
         if names.flow.is_movement(value) or not self._in_memory(value):
             return self._compute(value, at, guards)
         return Read(names.buffer(value), access.linear(value.shape, at))
@@ -235,7 +269,7 @@ class _Walk:
                 except access.NotAffine:
                     offset = access.linear(value.shape, at)
                     if x in self.names.tiles:
-                        return Read(self.names.tiles[x], offset)
+                        return Read(self.names.tiles[x].buffer, offset)
                     return Read(self.names.buffer(x), offset)
                 return self.value(x, inner_at, guards)
             case _:

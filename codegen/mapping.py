@@ -52,28 +52,63 @@ def phase(
     (for ablation) lanes run along the axis with the fewest strided accesses, however short, and nothing is staged."""
     fixed, clips = constants or {}, given.clips
     axes, work = merge(given)
-    lanes = target.vector_bits // 32
-
-    def price(n: Nest, a: Axis, beside: bool = False) -> float:
-        if not adaptive:
-            return float(_strided(n, a))
-        return _axis_cost(n, a, lanes, fixed, partial(across.turns, work, axes, a, n) if beside else None)
-
-    own = [min((*n.kept, *n.reduced), key=partial(price, n), default=None) for n in work]
-    rows = sum(weight(n, axes) * (price(n, a) if a is not None else _scalar(n)) for n, a in zip(work, own, strict=True))
+    own = [_own_vector(n, target, fixed, adaptive) for n in work]
+    rows = sum(weight(n, axes) * price for n, (_, price) in zip(work, own, strict=True))
     fixed_axes = {c.outer for c in clips.values()}
-    beside = {a: sum(weight(n, axes) * price(n, a, True) for n in work) for a in axes if a not in fixed_axes}
+
+    def beside_price(n: Nest, a: Axis) -> float:
+        turned = partial(across.turns, work, axes, a, n) if adaptive else None
+        return _price(n, a, target, fixed, adaptive, turned)
+
+    beside = {a: sum(weight(n, axes) * beside_price(n, a) for n in work) for a in axes if a not in fixed_axes}
     best = min(beside, key=beside.__getitem__, default=None)
     relaid: dict[Buffer, Constant] = {}
-    if best is not None and (beside[best] <= rows or not any(own)):
+    if best is not None and (beside[best] <= rows or not any(a for a, _ in own)):
         work = tuple(_relay(n, best, fixed, relaid) for n in work)
         block = across.cut(axes, best, work, clips, BLOCK, target.l2_bytes, adaptive)
         return *_across(block), relaid
-    work = tuple(_relay(n, a, fixed, relaid) for n, a in zip(work, own, strict=True))
+    body, relaid = _by_row(work, [a for a, _ in own], fixed, clips)
+    return Phase(axes, body, grain(work)), tiles_of(work), relaid
+
+
+def by_row(
+    work: Sequence[Nest], target: Target, constants: Mapping[Buffer, Value]
+) -> tuple[tuple[Stmt, ...], dict[Buffer, Constant]]:
+    """The loops of one parallel point, lanes along axes of the nests' own, and the constants in an order of their
+    own."""
+    return _by_row(work, [_own_vector(n, target, constants)[0] for n in work], constants, {})
+
+
+def _by_row(
+    work: Sequence[Nest], own: Sequence[Axis | None], constants: Mapping[Buffer, Value], clips: Mapping[Axis, Clip]
+) -> tuple[tuple[Stmt, ...], dict[Buffer, Constant]]:
+    relaid: dict[Buffer, Constant] = {}
     body: list[Stmt] = []
-    for n, a in zip(work, own, strict=True):
+    for n, a in zip([_relay(n, a, constants, relaid) for n, a in zip(work, own, strict=True)], own, strict=True):
         body += (*n.body, *n.after) if a is None else loops(n, a, clips)
-    return Phase(axes, tuple(body), grain(work)), tiles_of(work), relaid
+    return tuple(body), relaid
+
+
+def _own_vector(
+    n: Nest, target: Target, constants: Mapping[Buffer, Value], adaptive: bool = True
+) -> tuple[Axis | None, float]:
+    """The axis of the nest itself that lanes had best run along, and the price of a point."""
+    prices = {a: _price(n, a, target, constants, adaptive) for a in (*n.kept, *n.reduced)}
+    best = min(prices, key=prices.__getitem__, default=None)
+    return (best, prices[best]) if best is not None else (None, _scalar(n))
+
+
+def _price(
+    n: Nest,
+    a: Axis,
+    target: Target,
+    constants: Mapping[Buffer, Value],
+    adaptive: bool,
+    turned: Callable[[Index], bool] | None = None,
+) -> float:
+    if not adaptive:
+        return float(_strided(n, a))
+    return _axis_cost(n, a, target.vector_bits // 32, constants, turned)
 
 
 def _relay(n: Nest, vector: Axis | None, constants: Mapping[Buffer, Value], found: dict[Buffer, Constant]) -> Nest:

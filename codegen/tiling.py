@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,127 +43,214 @@ class _Roles:
     nest: Nest
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """The second operand of a tile: where its panel is, its strides along what is summed, and what puts it there."""
+
+    source: Buffer
+    at: Index
+    strides: tuple[Dim, ...]
+    before: tuple[Stmt, ...] = ()
+
+
+class Tiling:
+    """One contraction cut into register tiles: what its loops are made of.
+
+    `rows`: for the rows of a block, which are one tile: how many, and how many of them exist. Axes that other phases go
+    over too then stay as they are."""
+
+    def __init__(
+        self, names: Names, part: schedule.Phase, target: Target, rows: tuple[int, Clip | None] | None = None
+    ) -> None:
+        heavy = part.contraction
+        assert heavy is not None
+        self.names, self.value, self.dtype = names, heavy.b.value, heavy.node.output.dtype
+        self.result = Buffer("acc", self.dtype, 1, "tile")
+        names.results[heavy.node.output] = lambda at: Read(self.result, Index())
+        (nest,) = nests(names, part)
+        del names.results[heavy.node.output]  # the tile is there for this phase only
+        self.a, a = names.operand(heavy.a)
+        roles = _Roles(heavy.batch, heavy.rows, heavy.columns, heavy.summed, a, heavy.b.offset, nest)
+        self.roles = roles = _merge(roles, SIDES if rows is None else SIDES[2:])
+        self.column = column = _contiguous(roles) or Axis("n", 1)
+        by = partial(_height, roles.a)
+        self.row = row = max(reversed(roles.rows), key=by, default=Axis("m", 1))
+        step, heights = roles.a.coefficient(row), None if rows is None else (rows[0],)
+        self.height, self.vectors = choose(row.extent, column.extent, step, target, self.dtype, heights)
+        self.width = self.vectors * target.lanes(self.dtype)
+        self.panel = Axis("no", dims.ceil_div(column.extent, self.width))
+        self.tile = Axis("mo", dims.ceil_div(row.extent, self.height) if rows is None else 1)
+        self.i = Axis("i", self.height if self.tile.extent != 1 else row.extent)
+        self.row_clip = _clip(self.height, self.tile, row.extent) if rows is None else rows[1]
+        self.others = tuple(x for x in roles.columns if x is not column)
+        self.summed = _ordered(roles)
+        self.acc = Buffer("acc", self.dtype, self.height * self.width, "tile")
+        self.tiles, self.packed = [self.acc], dict[Buffer, Panels]()
+
+    @property
+    def first(self) -> Index:
+        """The first column of a panel."""
+        return access.index(0, (self.panel, self.width)) if self.panel.extent != 1 else access.ZERO
+
+    @property
+    def is_contiguous(self) -> bool:
+        return self.roles.b.coefficient(self.column) == 1
+
+    # -------------------------------------------------- the second operand
+
+    def constant(self) -> _Panel | None:
+        """Packed once, at compile time."""
+        r = self.roles
+        panels = _constant_panels(self.names, self.value, r, self.column, self.others, self.summed, self.width)
+        if panels is None:
+            return None
+        source = Buffer("w", self.dtype, panels.size)
+        self.packed[source] = panels
+        return _Panel(source, *_panel_index(r, self.others, self.panel, self.summed, self.width))
+
+    def in_place(self) -> _Panel:
+        """Read where it is: all lanes of the panel exist, and are contiguous."""
+        at = self._start(self.roles.b.substitute({self.column: self.first}))
+        return _Panel(self.names.buffer(self.value), at, tuple(self.roles.b.coefficient(k) for k in self.summed))
+
+    def packed_here(self, first: Index) -> _Panel:
+        """The panel from a column on, packed by the task, with zeros beyond the last column."""
+        source = Buffer("p", self.dtype, dims.product(k.extent for k in self.summed) * self.width, "tile")
+        self.tiles.append(source)
+        strides = tuple(s * self.width for s in access.strides([k.extent for k in self.summed]))
+        j = Axis("j", self.width)
+        place = {self.column: access.add(first, access.of(j))}
+        at = self.roles.b.substitute(place)
+        taken = self.names.buffer(self.value)
+        return _Panel(source, Index(), strides, _pack(taken, source, at, self.summed, strides, j, self.column, place))
+
+    def _start(self, index: Index) -> Index:
+        """An index at the beginning of what is summed."""
+        return Index(index.offset, tuple(t for t in index.terms if t[0] not in self.summed))
+
+    # -------------------------------------------------- a tile
+
+    def body(self, panel: _Panel, first: Index, columns: Clip | None) -> tuple[Stmt, ...]:
+        """The micro-kernel, and the epilogue. `first`: the panel's first column; `columns`: how many there are."""
+        corner = access.index(0, (self.tile, self.height)) if self.tile.extent != 1 else access.ZERO
+        a, row = self.roles.a, self.row
+        ks = zip(self.summed, panel.strides, strict=True)
+        contract = Contract(
+            self.acc, self.height if row.extent != 1 else 1, self.vectors,
+            self.a, self._start(a.substitute({row: corner})), a.coefficient(row), panel.source, panel.at,
+            tuple(ContractLoop(k.extent, a.coefficient(k), s) for k, s in ks) or (ContractLoop(1, 0, 0),),
+            self.row_clip,
+        )  # fmt: skip
+        # A single panel is as wide as the matrix: the epilogue may stop there without a clip.
+        j = Axis("j", self.column.extent if self.panel.extent == 1 else self.width)
+        place = {row: access.add(corner, access.of(self.i)), self.column: access.add(first, access.of(j))}
+        epilogue = _epilogue(self.roles.nest, self.result, self.acc, place, self.i, j, self.width)
+        clips = {x: c for x, c in ((self.i, self.row_clip), (j, columns)) if c is not None}
+        return (contract, *loops(epilogue, j, clips, times=self.vectors))
+
+
 def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Panels]]:
     """The loops of a contraction's phase, its tiles, and the packed constants that it reads."""
-    heavy = part.contraction
-    assert heavy is not None
-    dtype = heavy.node.output.dtype
-    result = Buffer("acc", dtype, 1, "tile")
-    names.results[heavy.node.output] = lambda at: Read(result, Index())
-    (nest,) = nests(names, part)
-    roles = _merge(_Roles(heavy.batch, heavy.rows, heavy.columns, heavy.summed, heavy.a.offset, heavy.b.offset, nest))
-    column = _contiguous(roles) or Axis("n", 1)
-    row = max(reversed(roles.rows), key=lambda x: _height(x, roles.a.coefficient(x)), default=Axis("m", 1))
-    height, vectors = choose(row.extent, column.extent, roles.a.coefficient(row), target, dtype)
-    width = vectors * target.lanes(dtype)
-    panel, tile = Axis("no", dims.ceil_div(column.extent, width)), Axis("mo", dims.ceil_div(row.extent, height))
-    i, j = Axis("i", height if tile.extent != 1 else row.extent), Axis("j", width)
-    place = {column: access.index(0, (panel, width), (j, 1)), row: access.index(0, (tile, height), (i, 1))}
-    if panel.extent == 1:
-        place[column] = access.of(j)
-    if tile.extent == 1:
-        place[row] = access.of(i)
-    corner = {
-        column: access.index(0, (panel, width)) if panel.extent != 1 else access.ZERO,
-        row: access.index(0, (tile, height)) if tile.extent != 1 else access.ZERO,
-    }
-    acc = Buffer("acc", dtype, height * width, "tile")
-    tiles, packed = [acc], {}
-    others = tuple(x for x in roles.columns if x is not column)
-    summed = _ordered(roles)
-    before: tuple[Stmt, ...] = ()
-    inside = False
-    panels = _constant_panels(names, heavy.b.value, roles, column, others, summed, width)
-    if panels is not None:
-        source = Buffer("w", dtype, panels.size)
-        packed[source] = panels
-        b_index, b_strides = _panel_index(roles, others, panel, summed, width)
-    elif roles.b.coefficient(column) == 1 and isinstance(column.extent, int) and column.extent % width == 0:
-        source = names.buffer(heavy.b.value)
-        b_index, b_strides = roles.b.substitute(corner), tuple(roles.b.coefficient(k) for k in summed)
-        b_index = Index(b_index.offset, tuple(t for t in b_index.terms if t[0] not in summed))
-    else:
-        source = Buffer("p", dtype, dims.product(k.extent for k in summed) * width, "tile")
-        tiles.append(source)
-        b_strides = tuple(s * width for s in access.strides([k.extent for k in summed]))
-        taken = names.buffer(heavy.b.value)
-        before = _pack(taken, source, roles.b.substitute(place), summed, b_strides, j, column, place)
-        b_index, inside = Index(), True
-    a_index = roles.a.substitute(corner)
-    a_index = Index(a_index.offset, tuple(t for t in a_index.terms if t[0] not in summed))
-    rows_clip = _clip(height, tile, row.extent)
-    contract = Contract(
-        acc, height if tile.extent != 1 else int(estimate(row.extent)), vectors, names.buffer(heavy.a.value), a_index,
-        roles.a.coefficient(row), source, b_index,
-        tuple(ContractLoop(k.extent, roles.a.coefficient(k), s) for k, s in zip(summed, b_strides, strict=True))
-        or (ContractLoop(1, 0, 0),),
-        rows_clip,
-    )  # fmt: skip
-    epilogue = _epilogue(roles.nest, result, acc, place, i, j, width)
-    clips = {x: c for x, c in ((i, rows_clip), (j, _clip(width, panel, column.extent))) if c is not None}
-    j_extent = column.extent if panel.extent == 1 else width
-    if j_extent != width:
-        short = Axis("j", j_extent)
-        epilogue = Rewriter(lambda _, x: x.substitute({j: access.of(short)})).nest(epilogue, {j: short})
-        j = short
-    body: tuple[Stmt, ...] = (contract, *loops(epilogue, j, clips, times=vectors))
-    high = [x for x in roles.rows if x is not row]
-    depth = dims.product(k.extent for k in summed)
-    weights = estimate(depth * column.extent) * dtype.itemsize
-    if inside:
-        body = (*before, Loop(tile, body)) if tile.extent != 1 else (*before, *body)
-        parallel = [*roles.batch, *others, panel, *high]
+    t = Tiling(names, part, target)
+    roles, column, panel, tile = t.roles, t.column, t.panel, t.tile
+    given = t.constant()
+    if given is None:
+        even = t.is_contiguous and isinstance(column.extent, int) and column.extent % t.width == 0
+        given = t.in_place() if even else t.packed_here(t.first)
+    body = t.body(given, t.first, _clip(t.width, panel, column.extent))
+    high = [x for x in roles.rows if x is not t.row]
+    depth = dims.product(k.extent for k in t.summed)
+    weights = estimate(depth * column.extent) * t.dtype.itemsize
+    if given.before:
+        body = (*given.before, *_looped(tile, body))
+        parallel = [*roles.batch, *t.others, panel, *high]
     elif weights <= target.l2_bytes // 2:
-        parallel = [*roles.batch, *others, *high, tile, panel]  # all panels stay in L2 while a passes once
+        parallel = [*roles.batch, *t.others, *high, tile, panel]  # all panels stay in L2 while a passes once
     else:
         lines = estimate(dims.product(x.extent for x in high))
-        a_bytes = lines * estimate(row.extent * depth) * dtype.itemsize
+        a_bytes = lines * estimate(t.row.extent * depth) * t.dtype.itemsize
         again = a_bytes * estimate(panel.extent) if a_bytes > target.l2_bytes else 0
         first = [panel, *high] if again <= weights * lines else [*high, panel]  # what is read again costs least
-        parallel = [*roles.batch, *others, *first, tile]
-    flops = depth * (height * vectors)
-    work = flops * (tile.extent if inside else 1) // 2 + 64
+        parallel = [*roles.batch, *t.others, *first, tile]
+    work = depth * (t.height * t.vectors) * (tile.extent if given.before else 1) // 2 + 64
     tasks = tuple(x for x in parallel if x.extent != 1)
-    return Phase(tasks, body, dims.ceil_div(CHUNK, work)), tuple(tiles), packed
+    return Phase(tasks, body, dims.ceil_div(CHUNK, work)), tuple(t.tiles), t.packed
 
 
-def choose(rows: Dim, columns: Dim, row_stride: Dim, target: Target, dtype: np.dtype) -> tuple[int, int]:
+def block(
+    names: Names, part: schedule.Phase, target: Target, rows: int, clip: Clip | None
+) -> tuple[tuple[Stmt, ...], tuple[Buffer, ...], dict[Buffer, Panels]]:
+    """All columns of some rows: a loop over panels inside a task."""
+    t = Tiling(names, part, target, (rows, clip))
+    extent = t.column.extent
+    given = t.constant()
+    if given is not None or (isinstance(extent, int) and extent % t.width == 0):
+        body = _looped(t.panel, t.body(given or t.in_place(), t.first, _clip(t.width, t.panel, extent)))
+    else:  # the operand is read in place, but for a panel that is not full: that is packed
+        full = extent // t.width
+        short = Axis("ns", dims.ceil_div(extent, t.width) - full)
+        first = Index(full * t.width)
+        packed = t.packed_here(first)
+        t.panel = Axis("no", t.panel.extent)
+        rest = t.body(packed, first, Clip(t.width, short, extent - full * t.width))
+        t.panel = Axis("no", full)
+        whole = () if full == 0 else _looped(t.panel, t.body(t.in_place(), t.first, None))
+        body = (*whole, Loop(short, (*packed.before, *rest)))
+    for x in reversed(t.others):
+        body = _looped(x, body)
+    return body, tuple(t.tiles), t.packed
+
+
+def _looped(axis: Axis, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    return body if axis.extent == 1 else (Loop(axis, body),)
+
+
+def choose(
+    rows: Dim, columns: Dim, row_stride: Dim, target: Target, dtype: np.dtype, heights: Sequence[int] | None = None
+) -> tuple[int, int]:
     """The register tile (rows, vectors) of least cost for these extents; symbols count as estimates.
 
     `row_stride`: elements between rows of a; tiles higher than L1 is associative suffer where that is a multiple of
-    4 KB."""
-    m, n = max(estimate(rows), 1), max(estimate(columns), 1)
-    lanes = target.lanes(dtype)
-    aliased = isinstance(row_stride, int) and row_stride and row_stride * dtype.itemsize % ALIAS == 0
-
-    def price(shape: tuple[int, int]) -> tuple[float, int]:
-        height, vectors = shape
-        panels = -(-n // (vectors * lanes)) * vectors
-        full, rest = divmod(m, height)
-        total = full * height / efficiency(target, dtype, height, vectors)
-        while rest:
-            height = height // 2
-            total += rest // height * height / efficiency(target, dtype, height, vectors)
-            rest %= height
-        return total * panels * (4 / 3 if aliased and shape[0] > WAYS else 1), panels
-
+    4 KB. `heights`: the numbers of rows to choose from, if not all."""
     shapes = {(h, v) for t in main_tiles(target, dtype) for h in range(1, t[0] + 1) for v in range(1, t[1] + 1)}
-    known = isinstance(rows, int)
-    usual = [s for s in sorted(shapes, reverse=True) if not known or s[0] <= m]
-    return min(usual, key=price) if usual else (1, 1)
+    usual = [
+        s for s in sorted(shapes, reverse=True)
+        if (not isinstance(rows, int) or s[0] <= max(rows, 1)) and (not heights or s[0] in heights)
+    ]  # fmt: skip
+    return min(usual, key=lambda s: price(s, rows, columns, row_stride, target, dtype), default=(1, 1))
+
+
+def price(
+    shape: tuple[int, int], rows: Dim, columns: Dim, row_stride: Dim, target: Target, dtype: np.dtype
+) -> tuple[float, int]:
+    """What a register tile costs for these extents, in vectors of results at the peak, and the vectors of a row."""
+    m, n = max(estimate(rows), 1), max(estimate(columns), 1)
+    aliased = isinstance(row_stride, int) and row_stride and row_stride * dtype.itemsize % ALIAS == 0
+    height, vectors = shape
+    panels = -(-n // (vectors * target.lanes(dtype))) * vectors
+    full, rest = divmod(m, height)
+    total = full * height / efficiency(target, dtype, height, vectors)
+    while rest:
+        height = height // 2
+        total += rest // height * height / efficiency(target, dtype, height, vectors)
+        rest %= height
+    return total * panels * (4 / 3 if aliased and shape[0] > WAYS else 1), panels
 
 
 # ------------------------------------------------------------------ axes
 
 
-def _merge(r: _Roles) -> _Roles:
+SIDES = ("batch", "rows", "columns", "summed")
+
+
+def _merge(r: _Roles, merged: Sequence[str]) -> _Roles:
     """Joins axes of one role where every index allows it."""
     while True:
         inner = [i for _, i, _ in indices(r.nest)]
         sides: list[tuple[str, list[Index]]] = [
             ("batch", [r.a, r.b, *inner]), ("rows", [r.a, *inner]), ("columns", [r.b, *inner]), ("summed", [r.a, r.b]),
         ]  # fmt: skip
-        for name, found in sides:
+        for name, found in [side for side in sides if side[0] in merged]:
             axes: tuple[Axis, ...] = getattr(r, name)
             pair = next(((x, y) for y in axes for x in axes if x is not y and joinable(x, y, found)), None)
             if pair is not None:
@@ -196,10 +284,10 @@ def _ordered(r: _Roles) -> tuple[Axis, ...]:
     return (*rest, *(k for k in r.summed if r.a.coefficient(k) == 1))
 
 
-def _height(row: Axis, stride: Dim) -> tuple[bool, int]:
+def _height(a: Index, row: Axis) -> tuple[bool, int]:
     """Order of preference for the rows of a tile: a number that fills one, before a symbol, which may be 1; then rows
     that lie close to each other."""
-    return isinstance(row.extent, int) and row.extent >= 4, -estimate(stride)
+    return isinstance(row.extent, int) and row.extent >= 4, -estimate(a.coefficient(row))
 
 
 def _clip(block: int, outer: Axis, limit: Dim) -> Clip | None:

@@ -128,6 +128,8 @@ class _Report:
                     continue
                 part[whole(p)] = whole(n)
                 scheme = _scheme(spots.get(p, set()), spots.get(n, set()), made=e.value in k.placements)
+                if scheme == "global" and k.chain is not None:  # no barrier between its phases
+                    scheme = "regional"
                 heavy = p.prim == "contract" and scheme == "local"
                 place = k.placements.get(e.value, "") if scheme != "local" or heavy else "register"
                 edge = {"value": e.value.name, "from": _step(p), "to": _step(n), "scheme": scheme, "place": place}
@@ -302,7 +304,9 @@ def _reasons(k: Kernel) -> Sequence[str]:
     if k.opaque is not None:
         return ("opaque",)
     found = list(k.reasons)
-    if any(p.contraction is not None for p in k.phases):
+    if k.chain is not None:
+        found.insert(0, "chained")
+    elif any(p.contraction is not None for p in k.phases):
         found.insert(0, "heavy")
     elif sum(PRIMITIVES[n.prim].kind != "movement" for n in k.nodes) > 1:
         found.insert(0, "stitched")

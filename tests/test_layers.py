@@ -64,10 +64,11 @@ TABLE = """
     stitch.stitching.trace
     stitch.stitching.legalise
     stitch.stitching.schedule
-    stitch.stitching.clusters
     stitch.stitching.dominants
     stitch.stitching.contractions
     stitch.stitching.schemes
+    stitch.stitching.chains
+    stitch.stitching.clusters
     stitch.stitching.stitch
 
     stitch.codegen
@@ -87,6 +88,7 @@ TABLE = """
     stitch.codegen.mapping
     stitch.codegen.tiling
     stitch.codegen.divisors
+    stitch.codegen.blocks
     stitch.codegen.kernels
     stitch.codegen.interp
     stitch.codegen.emit_code

@@ -31,7 +31,8 @@ from benchmarks.chains.cases import chosen
 from benchmarks.chains.engines import ENGINES
 from benchmarks.chains.program import translate
 from benchmarks.chains.report import Row, Timing
-from benchmarks.chains.worker import ROOT, Failed, Worker
+from benchmarks.chains.worker import Worker
+from benchmarks.pipe import ROOT, Failed, default_peers, interpreter
 
 SLICE_S = 0.1  # of an engine in a round
 OURS = report.OURS
@@ -49,7 +50,7 @@ class Bench:
         self._missing: dict[str, str] = {}
         for engine in engines:
             own = folder / f"cache{threads}" if engine == OURS else caches
-            worker = Worker(engine, threads, sys.executable if engine == OURS else peers, own)
+            worker = Worker(engine, threads, interpreter(engine, peers), own)
             try:
                 self.versions[engine] = worker.ask("start")
                 self._workers.append(worker)
@@ -120,11 +121,6 @@ def _with_peers(row: Row, before: Mapping[tuple[str, str, int], Row]) -> Row:
     return replace(row, timings={**row.timings, **peers})
 
 
-def _peers() -> str:
-    own = ROOT / ".venv-bench" / "bin" / "python"
-    return str(own) if own.exists() else sys.executable
-
-
 def _list(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
@@ -140,7 +136,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--against", type=Path, metavar="FILE", help="time stitch alone; peers are from that JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="time over limit, as SVG or PNG")
     parser.add_argument("--record", action="store_true", help="put the tables into benchmarks/RESULTS.md")
-    parser.add_argument("--peers", default=_peers(), metavar="PYTHON", help="default .venv-bench/bin/python")
+    parser.add_argument("--peers", default=default_peers(), metavar="PYTHON", help="default .venv-bench/bin/python")
     args = parser.parse_args()
     for name in {*args.engines} - {*ENGINES}:
         parser.error(f"no engine {name}: there are {', '.join(ENGINES)}")

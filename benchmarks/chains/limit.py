@@ -29,7 +29,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from benchmarks.chains.case import Case, Dims
-from benchmarks.chains.worker import processors
+from benchmarks.pipe import processors
 from stitch import target
 from stitch.codegen import mathlib
 from stitch.runtime import cpu

@@ -2,7 +2,6 @@
 
     python -m benchmarks.chains.worker ENGINE THREADS
 
-Messages and answers are pickles: a command with its arguments; whether it went well, and the result or the reason.
 Arrays do not travel: a worker makes its inputs itself, and reads the oracle's outputs from a folder.
 """
 
@@ -11,10 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import pickle
 import resource
-import select
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -23,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import pipe
 from benchmarks.chains import checking
 from benchmarks.chains.case import Array, Case, Dims
 from benchmarks.chains.cases import CASES
 from benchmarks.chains.engines import ENGINES, Job, Session
+from benchmarks.pipe import Process, processors
 
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 240  # for one answer: a compiler may be slow, but not that slow
 SAMPLE_S = 2e-4  # what one reading of the clock measures, at least: as many runs as that takes
 SPARE = 4  # times the bytes of a case, for an engine's outputs and intermediates
 ATTEMPTS = 5  # to find a run without page faults
@@ -39,47 +35,13 @@ CASE = {case.name: case for case in CASES}
 FIRST = CASE["residual_relu"]  # in a size of its own, before anything is measured: imports are not compilation
 
 
-class Failed(Exception):
-    """What an engine answered instead of a result."""
-
-
-class Worker:
+class Worker(Process):
     """Our end of the pipe."""
 
     def __init__(self, engine: str, threads: int, python: str, caches: Path) -> None:
         self.engine = engine
-        self._command = [python, "-m", "benchmarks.chains.worker", engine, str(threads)]
-        self._environ = os.environ | environment(threads, caches)
-        self._start()
-
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
-            self._command, cwd=ROOT, env=self._environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    def ask(self, *message: Any) -> Any:
-        """The answer to a command. Raises Failed; a process that died, or does not answer, is replaced."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            pickle.dump(message, self._process.stdin)
-            self._process.stdin.flush()
-            if not select.select([self._process.stdout], [], [], PATIENCE_S)[0]:
-                self._process.kill()
-            good, answer = pickle.load(self._process.stdout)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            code = self._process.wait()
-            self._start()
-            raise Failed(f"the process ended with {code}") from None
-        if not good:
-            raise Failed(answer)
-        return answer
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        arguments = ["-m", "benchmarks.chains.worker", engine, str(threads)]
+        super().__init__(python, arguments, environment(threads, caches))
 
 
 def environment(threads: int, caches: Path) -> Mapping[str, str]:
@@ -108,60 +70,41 @@ def environment(threads: int, caches: Path) -> Mapping[str, str]:
 
 
 def serve(engine: str, threads: int) -> None:
-    """Answers commands from stdin on stdout, until there are no more."""
+    """Answers commands until there are no more."""
     os.sched_setaffinity(0, processors(threads))
-    answers, sys.stdout = os.fdopen(os.dup(1), "wb"), sys.stderr
-    os.dup2(2, 1)  # what a library prints is no answer
     load, module = ENGINES[engine]
     job: Job | None = None
     session: Session | None = None
-    while True:
-        try:
-            command, *rest = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            answer: Any = None
-            match command:
-                case "start":
-                    answer = str(importlib.import_module(module).__version__)
-                    load(prepare(FIRST, {"n": 64}, threads))
-                case "prepare":
-                    session = None
-                    name, size = rest
-                    job = prepare(CASE[name], CASE[name].sizes[size], threads)
-                case "load":
-                    session = None
-                    assert job is not None
-                    start = time.perf_counter()
-                    session = load(job)
-                    answer = time.perf_counter() - start
-                case "error":
-                    assert job is not None
-                    assert session is not None
-                    settle(session)
-                    answer = checking.error(session.results(), expected(*rest), job.outputs)
-                case "time":
-                    assert session is not None
-                    answer = sample(session, *rest)
-                case "drop":
-                    session = job = None
-            good = True
-        except Exception as problem:
-            good, answer = False, _told(problem)
-        pickle.dump((good, answer), answers)
-        answers.flush()
 
+    def handle(command: str, *rest: Any) -> Any:
+        nonlocal job, session
+        match command:
+            case "start":
+                load(prepare(FIRST, {"n": 64}, threads))
+                return str(importlib.import_module(module).__version__)
+            case "prepare":
+                session = None
+                name, size = rest
+                job = prepare(CASE[name], CASE[name].sizes[size], threads)
+            case "load":
+                session = None
+                assert job is not None
+                start = time.perf_counter()
+                session = load(job)
+                return time.perf_counter() - start
+            case "error":
+                assert job is not None
+                assert session is not None
+                settle(session)
+                return checking.error(session.results(), expected(*rest), job.outputs)
+            case "time":
+                assert session is not None
+                return sample(session, *rest)
+            case "drop":
+                session = job = None
+        return None
 
-def _told(problem: Exception) -> str:
-    """The type and the first line that says something."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return f"{type(problem).__name__}: {lines[0][:150] if lines else ''}"
-
-
-def processors(threads: int) -> set[int]:
-    """The last ones of those that we may use: interrupts go to the first."""
-    return set(sorted(os.sched_getaffinity(0))[-threads:])
+    pipe.serve(handle)
 
 
 def prepare(case: Case, dims: Dims, threads: int) -> Job:

@@ -1,17 +1,19 @@
 """Clusters: sets of computed nodes that become one kernel each, grown over the graph without making a cycle.
 
-Contractions go first: each takes the elementwise nodes behind it that see its result one to one (its epilogue). Then
-the memory-bound nodes grow together along data flow, whatever they are. A cluster may grow only if no path leaves it
-and comes back, for then neither side could run first.
+Contractions go first: each takes the elementwise nodes behind it that see its result one to one (its epilogue), and two
+of them with work on rows between become a chain. Then the memory-bound nodes grow together along data flow, whatever
+they are. A cluster may grow only if no path leaves it and comes back, for then neither side could run first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from stitch import access
 from stitch.graph import Node, Value
 from stitch.ops.primitives import PRIMITIVES
+from stitch.stitching.chains import Parts, parts
+from stitch.stitching.schedule import Kernel
 from stitch.stitching.trace import Blocked, Flow, domain, trace
 
 
@@ -26,24 +28,26 @@ class Clusters:
         self.members: dict[int, list[Node]] = {k: [n] for k, n in enumerate(self.nodes)}
         self.before: dict[int, set[int]] = {k: set() for k in self.members}
         self.after: dict[int, set[int]] = {k: set() for k in self.members}
-        self.last = dict(enumerate(range(len(self.nodes))))
+        self.users: dict[Value, list[Node]] = {}
+        self.chains: dict[int, Kernel] = {}
         for n in self.nodes:
             for e in flow.reads(n):
+                self.users.setdefault(e.value, []).append(n)
                 p = flow.producer.get(e.value)
                 if p is not None and p in self.order:
                     self.before[self.of[n]].add(self.of[p])
                     self.after[self.of[p]].add(self.of[n])
 
-    def can_merge(self, a: int, b: int) -> bool:
-        """No path from one to the other through a third cluster."""
-        return a != b and not self._detour(a, b) and not self._detour(b, a)
+    def can_merge(self, *some: int) -> bool:
+        """No path from one to another of these through a cluster that is not one of them."""
+        return len(set(some)) > 1 and not any(self._detour(k, set(some)) for k in some)
 
-    def _detour(self, start: int, goal: int) -> bool:
-        stack = [k for k in self.after[start] if k != goal]
+    def _detour(self, start: int, goals: Collection[int]) -> bool:
+        stack = [k for k in self.after[start] if k not in goals]
         seen = set(stack)
         while stack:
             k = stack.pop()
-            if k == goal:
+            if k in goals:
                 return True
             for j in self.after[k]:
                 if j not in seen:
@@ -89,13 +93,29 @@ class Clusters:
         return out
 
 
-def grow(flow: Flow, memory_bound: bool = True, epilogues: bool = True) -> Clusters:
-    """The clusters of a graph. With `memory_bound` false every memory-bound node stays alone (for ablation)."""
+def grow(
+    flow: Flow,
+    memory_bound: bool = True,
+    epilogues: bool = True,
+    chained: Callable[[Clusters, Parts], Kernel | None] = lambda *_: None,
+) -> Clusters:
+    """The clusters of a graph. With `memory_bound` false every memory-bound node stays alone (for ablation). `chained`:
+    the kernel of a chain, if it is to be one."""
     clusters = Clusters(flow)
+    heavy_nodes = [n for n in clusters.nodes if n.prim == "contract"]
     if epilogues:
-        for n in clusters.nodes:
-            if n.prim == "contract":
-                _absorb(clusters, n)
+        for n in heavy_nodes:
+            _absorb(clusters, n)
+    for n in heavy_nodes:
+        found = parts(flow, n, lambda m: clusters.members[clusters.of[m]], clusters.users)
+        if found is None:
+            continue
+        homes = dict.fromkeys(clusters.of[m] for m in found.nodes)
+        if clusters.can_merge(*homes) and (kernel := chained(clusters, found)) is not None:
+            home, *others = homes
+            for k in others:
+                clusters.merge(home, k)
+            clusters.chains[home] = kernel
     if memory_bound:
         heavy = {clusters.of[n] for n in clusters.nodes if n.prim in ("contract", "scatter", "host")}
         for n in clusters.nodes:
@@ -131,8 +151,9 @@ def _absorb(clusters: Clusters, contract: Node) -> None:
 
 
 def _one_to_one(flow: Flow, node: Node, inside: Iterable[Value], result: Value) -> bool:
-    """True if every element of `node` needs exactly the same element of each value of `inside` that it reads."""
-    if node.output.shape != result.shape:
+    """True if every element of `node` needs exactly the same element of each value of `inside` that it reads; dims of
+    one element do not count."""
+    if [d for d in node.output.shape if d != 1] != [d for d in result.shape if d != 1]:
         return False
     held = set(inside)
     at = tuple(access.of(a) for a in domain(node.output))
@@ -145,4 +166,5 @@ def _one_to_one(flow: Flow, node: Node, inside: Iterable[Value], result: Value) 
     except (access.NeedsSplit, Blocked):
         return False
     mine = [a for a in seen.accesses if a.value in held]
-    return bool(mine) and all(not a.linear and a.at == at for a in mine)
+    here = access.squeezed(at, node.output.shape)
+    return bool(mine) and all(not a.linear and access.squeezed(a.at, a.value.shape) == here for a in mine)

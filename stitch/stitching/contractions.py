@@ -56,7 +56,9 @@ def kernel(
         try:
             a = _view(flow, left, tuple(here.at[label] for label in a_labels), outside)
             b = _view(flow, right, tuple(here.at[label] for label in b_labels), outside)
-            sources = [(v, at) for v in stored if v is not node.output]
+            inner = access.squeezed(at, node.output.shape)
+            stores = {v: access.unsqueezed(inner, v.shape) for v in stored}
+            sources = [(v, i) for v, i in stores.items() if v is not node.output]
             seen = trace(flow, sources, placed, outside)
         except access.NeedsSplit as need:
             here.split(need.axis, need.inner)
@@ -72,7 +74,10 @@ def kernel(
     heavy = Contraction(node, role("b"), role("m"), role("n"), role("k"), a, b, at)
     reads = tuple(x for x in seen.accesses if x.value is not node.output)
     group = Group(
-        (*heavy.batch, *heavy.rows, *heavy.columns), tuple(Root(v, v, at, at) for v in stored), reads, seen.nodes
+        (*heavy.batch, *heavy.rows, *heavy.columns),
+        tuple(Root(v, v, i, i) for v, i in stores.items()),
+        reads,
+        seen.nodes,
     )
     placements: dict[Value, Placement] = dict.fromkeys(stored, "buffer")
     placements.setdefault(node.output, "tile")
@@ -106,7 +111,7 @@ def _view(flow: Flow, operand: Value, at: tuple[Index, ...], outside: Callable[[
             raise Blocked(value)
         node = flow.producer[value]
         x = node.inputs[0]
-        if node.prim == "reshape" and outside(x) and x not in flow.scalars:
+        if node.prim == "reshape" and outside(x) and x not in flow.scalars and not access.is_squeeze(node):
             return Access(x, (access.linear(value.shape, at),), linear=True)
         try:
             at = access.operand_index(node, at)

@@ -2,6 +2,7 @@
 
     Stitched  = kernels in order, over one graph
     Kernel    = phases in order, with a barrier between two of them; where each value it makes is placed
+                or a chain: contractions and rows of what is between them, all of which a task does for some rows
     Phase     = groups under common parallel axes: at one point of these, a task runs all groups one after another
     Group     = roots with one iteration domain, computed together in one loop nest
     Root      = one value that a group makes available: by storing `source`, or by folding it over `reduced`
@@ -10,6 +11,7 @@ A group's axes are the phase's parallel axes and its own. Placement says how a v
 
     register   one number per point of the parallel axes          local to one group, or a row's sum
     tile       worker's scratch, the extent of the other axes      AStitch's regional scheme
+    block      the same between the phases of a chain, for some rows
     buffer     a whole array in the arena, or an output            AStitch's global scheme, and between kernels
 """
 
@@ -24,7 +26,7 @@ from stitch.access import Axis, Index
 from stitch.graph import Graph, Node, Value
 from stitch.stitching.trace import Access
 
-Placement = Literal["register", "tile", "buffer"]
+Placement = Literal["register", "tile", "block", "buffer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +82,40 @@ class Contraction:
     b: Access
     store: tuple[Index, ...]  # index of the result
 
+    def substitute(self, mapping: Mapping[Axis, Index]) -> Contraction:
+        """Over other axes; batch, rows and columns stay apart."""
+
+        def of(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+            return tuple(dict.fromkeys(a for x in axes for a in ([x] if x not in mapping else mapping[x].axes())))
+
+        def moved(a: Access) -> Access:
+            return replace(a, at=tuple(i.substitute(mapping) for i in a.at))
+
+        return replace(
+            self, batch=of(self.batch), rows=of(self.rows), columns=of(self.columns), summed=of(self.summed),
+            a=moved(self.a), b=moved(self.b), store=tuple(i.substitute(mapping) for i in self.store),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class Phase:
     parallel: tuple[Axis, ...]
     groups: tuple[Group, ...]
     contraction: Contraction | None = None
+
+    def substitute(self, mapping: Mapping[Axis, Index]) -> Phase:
+        axes = dict.fromkeys(a for x in self.parallel for a in ([x] if x not in mapping else mapping[x].axes()))
+        heavy = None if self.contraction is None else self.contraction.substitute(mapping)
+        return Phase(tuple(axes), tuple(g.substitute(mapping) for g in self.groups), heavy)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """What the phases of a kernel without barriers have in common: one task takes some of `row`, at one point of
+    `batch`, through all of them. Without `row` every task has one."""
+
+    batch: tuple[Axis, ...]
+    row: Axis | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +128,7 @@ class Kernel:
     nodes: tuple[Node, ...] = ()
     opaque: Node | None = None
     reasons: tuple[str, ...] = ()
+    chain: Chain | None = None
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -148,6 +179,9 @@ def render(stitched: Stitched) -> str:
     lines: list[str] = []
     for k in stitched.kernels:
         lines.append(f"kernel {k.name}: {', '.join(dict.fromkeys(n.prim for n in k.nodes))}")
+        if k.chain is not None:
+            shared = (*k.chain.batch, *([k.chain.row] if k.chain.row is not None else []))
+            lines.append(f"  chain over ({', '.join(f'{a.name} < {a.extent}' for a in shared)})")
         for phase in k.phases:
             lines.append(f"  parallel ({', '.join(f'{a.name} < {a.extent}' for a in phase.parallel)})")
             if phase.contraction is not None:

@@ -4,6 +4,7 @@ clusters      which nodes become one kernel
 dominants     which of their values are made available, and the groups around them, merged
 schemes       phases of groups that share parallel axes, and where each value lives
 contractions  the same for kernels around a matmul or convolution
+chains        two of these and what is between them
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from stitch import dims, dtypes
 from stitch.graph import Graph, Node, Value
 from stitch.knobs import Scheme
 from stitch.ops.primitives import PRIMITIVES
-from stitch.stitching import clusters, contractions, dominants, schemes
+from stitch.stitching import chains, clusters, contractions, dominants, schemes
 from stitch.stitching.legalise import legalise
 from stitch.stitching.schedule import Kernel, Stitched
 from stitch.stitching.trace import Blocked, Flow
@@ -47,11 +48,35 @@ def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL, merging
                 graph, value = _copied(graph, value)
             assert value not in stops, value.name
             stops.add(value)
+        except chains.Unturned as problem:
+            for node in problem.nodes:
+                graph, value = _turned(graph, node)
+                stops.add(value)
 
 
 def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme], merging: bool) -> Stitched:
     outputs = set(flow.graph.outputs)
-    found = clusters.grow(flow, bool(allowed - {"independent"}), "local" in allowed)
+
+    def outside(nodes: Collection[Node]) -> Callable[[Value], bool]:
+        inside = {v for n in nodes for v in n.outputs}
+        return lambda v: v not in inside and not flow.is_movement(v) and _in_memory(flow, v)
+
+    def chained(so_far: clusters.Clusters, parts: chains.Parts) -> Kernel | None:
+        users = so_far.users
+        away = {n.output for n in parts.last if n.output in outputs or set(users.get(n.output, ())) - set(parts.nodes)}
+        try:
+            return chains.kernel(flow, "chain", parts, away, outside, so_far.order, budget)
+        except chains.Unturned as problem:
+            unturned.extend(problem.nodes)
+        except (chains.Unchained, Blocked):
+            pass
+        return None
+
+    unturned: list[Node] = []
+    together = chained if {"local", "regional"} <= allowed else lambda *_: None
+    found = clusters.grow(flow, bool(allowed - {"independent"}), "local" in allowed, together)
+    if unturned:
+        raise chains.Unturned(*unturned)
     readers: dict[Value, set[int]] = {}
     for n in found.nodes:
         for e in flow.reads(n):
@@ -59,13 +84,11 @@ def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme], merging: bool) -> 
     kernels: list[Kernel] = []
     for k, members in enumerate(found.sorted()):
         home = found.of[members[0]]
-        inside = {n.output for n in members}
         leaving = {v for n in members for v in n.outputs if v in outputs or readers.get(v, set()) - {home}}
-
-        def outside(v: Value, inside: set[Value] = inside) -> bool:
-            return v not in inside and not flow.is_movement(v) and _in_memory(flow, v)
-
-        kernels += _kernels(flow, f"k{k}", members, leaving, outside, budget, allowed, merging)
+        if home in found.chains:
+            kernels.append(replace(found.chains[home], name=f"k{k}"))
+        else:
+            kernels += _kernels(flow, f"k{k}", members, leaving, outside(members), budget, allowed, merging)
     return Stitched(flow.graph, tuple(kernels))
 
 
@@ -191,3 +214,22 @@ def _copied(graph: Graph, value: Value) -> tuple[Graph, Value]:
         if value in n.outputs:
             nodes.append(Node("reshape", (value,), (copy,), {"shape": value.shape}, n.origin))
     return replace(graph, nodes=tuple(nodes)), copy
+
+
+def _turned(graph: Graph, node: Node) -> tuple[Graph, Value]:
+    """A contraction's second operand with its columns last, to be put in memory so."""
+    out = node.attrs["out"]
+    side = "b" if out[-1] in node.attrs["b"] else "a"
+    operand, labels = node.inputs["ab".index(side)], node.attrs[side]
+    at = labels.index(out[-1])
+    perm = (*(k for k in range(len(labels)) if k != at), at)
+    turned = Value(f"{operand.name}.turned", operand.dtype, tuple(operand.shape[p] for p in perm))
+    inputs = tuple(turned if "ab"[k] == side else v for k, v in enumerate(node.inputs))
+    fresh = replace(node, inputs=inputs, attrs={**node.attrs, side: tuple(labels[p] for p in perm)})
+    nodes: list[Node] = []
+    for n in graph.nodes:
+        if n is node:
+            nodes += (Node("transpose", (operand,), (turned,), {"perm": perm}, node.origin), fresh)
+        else:
+            nodes.append(n)
+    return replace(graph, nodes=tuple(nodes)), turned

@@ -159,7 +159,7 @@ def trace(
                 loads.setdefault(key, Loaded("ix", x, point, node.inputs[0].shape[axis]))
                 loaded.append(Index(0, ((loads[key], 1),)))
             visit(node.inputs[0], access.gather_index(node, at, loaded), guarded)
-        elif node.prim == "reshape" and whole(node.inputs[0]):
+        elif node.prim == "reshape" and whole(node.inputs[0]) and not access.is_squeeze(node):
             offset = access.linear(value.shape, at)
             x = node.inputs[0]
             accesses.setdefault((x, (offset,), True), Access(x, (offset,), True, guarded))

@@ -1,0 +1,1 @@
+"""Whole networks, beside onnxruntime and OpenVINO: `benchmarks.latency` and `benchmarks.loading`."""

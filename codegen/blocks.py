@@ -1,0 +1,100 @@
+"""A chain as one phase: each task takes a block of rows through contractions and what is between them.
+
+    parallel (batch, block of rows)
+      for panel: tile[rows, lanes] := a . panel;  block[rows, columns] := epilogue      the first contraction
+      for row of the block: memory-bound work on the row, in tiles and registers        what is between
+      for panel: tile[rows, lanes] := block . panel;  stores                            the second contraction
+
+A block has as many rows as a register tile of both contractions, so that the blocks stay in L2 and each panel is read
+once for each block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stitch import access, dims
+from stitch.access import Axis
+from stitch.codegen import mapping, tiling
+from stitch.codegen.constants import Constant
+from stitch.codegen.contract import main_tiles
+from stitch.codegen.loops import Buffer, Clip, Loop, Phase, Stmt
+from stitch.codegen.lower import Names, nests
+from stitch.codegen.lower import tiles_of as tiles_in
+from stitch.dims import Dim
+from stitch.stitching import schedule
+from stitch.stitching.schemes import estimate
+from stitch.target import Target
+
+MANY = 1024
+"""Rows that an open number of rows is taken to be: what matters is the time of many."""
+
+
+def phase(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Constant]]:
+    """The loops of a chain, its tiles, and the constants that it reads in an order of its own."""
+    kernel = names.kernel
+    chain = kernel.chain
+    assert chain is not None
+    extent: Dim = chain.row.extent if chain.row is not None else 1
+    rows = height(kernel, extent, target)
+    outer, inner = Axis("qo", dims.ceil_div(extent, rows)), Axis("q", rows)
+    moved = {}
+    if chain.row is not None:
+        moved[chain.row] = access.add(access.of(outer).times(rows), access.of(inner))
+    whole = outer.extent == 1 or (isinstance(extent, int) and extent % rows == 0)
+    clip = None if whole else Clip(rows, outer, extent)
+    axes = (*chain.batch, outer) if outer.extent != 1 else chain.batch
+    names.block = axes
+    body: list[Stmt] = []
+    tiles: list[Buffer] = []
+    packed: dict[Buffer, Constant] = {}
+    for given in kernel.phases:
+        part = given.substitute(moved)
+        if part.contraction is not None:
+            here = schedule.Phase(axes, part.groups, _in_block(part.contraction, axes, inner))
+            stmts, own, panels = tiling.block(names, here, target, rows, clip)
+            packed |= panels
+            body += stmts
+        else:
+            work = nests(names, part)
+            stmts, relaid = mapping.by_row(work, target, names.constants())
+            packed |= relaid
+            own = tiles_in(work)
+            body += stmts if inner.extent == 1 else (Loop(inner, stmts, (), "serial", clip),)
+        tiles += own
+    tiles += [t.buffer for t in names.tiles.values()]
+    return Phase(axes, tuple(body), _grain(kernel, rows)), tuple(dict.fromkeys(tiles)), packed
+
+
+def _in_block(heavy: schedule.Contraction, axes: tuple[Axis, ...], inner: Axis) -> schedule.Contraction:
+    return replace(heavy, batch=axes, rows=(inner,) if inner.extent != 1 else ())
+
+
+def height(kernel: schedule.Kernel, extent: Dim, target: Target) -> int:
+    """Rows of a block: the height of a register tile that serves all contractions of the chain best."""
+    heavy = [p.contraction for p in kernel.phases if p.contraction is not None]
+    dtype = heavy[0].node.output.dtype
+    tiles = main_tiles(target, dtype)
+    most = max(h for h, _ in tiles)
+    if isinstance(extent, int):
+        most = min(most, max(extent, 1))
+
+    def cost(rows: int) -> float:
+        columns = [dims.product(x.extent for x in c.columns) for c in heavy]
+        shapes = [(rows, v) for h, w in tiles if h >= rows for v in range(1, w + 1)]
+        return sum(
+            estimate(dims.product(x.extent for x in c.summed))
+            * min(tiling.price(s, extent, n, 0, target, dtype)[0] for s in shapes)
+            for c, n in zip(heavy, columns, strict=True)
+        )
+
+    return min(range(most, 0, -1), key=cost)
+
+
+def _grain(kernel: schedule.Kernel, rows: int) -> Dim:
+    """Tasks that make up a chunk."""
+    total: Dim = 64
+    for p in kernel.phases:
+        if p.contraction is not None:
+            total = total + dims.product(x.extent for x in (*p.contraction.columns, *p.contraction.summed)) * rows
+    return dims.ceil_div(mapping.CHUNK * 32, total)
