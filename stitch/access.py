@@ -237,17 +237,6 @@ def operand_index(node: Node, at: Sequence[Index]) -> tuple[Index, ...]:
     raise AssertionError(node.prim)
 
 
-def squeezed(at: Sequence[Index], shape: Sequence[Dim]) -> tuple[Index, ...]:
-    """An index without the dims of one element."""
-    return tuple(i for i, d in zip(at, shape, strict=True) if d != 1)
-
-
-def unsqueezed(at: Sequence[Index], shape: Sequence[Dim]) -> tuple[Index, ...]:
-    """The index into `shape` that is `at` without the dims of one element."""
-    rest = iter(at)
-    return tuple(ZERO if d == 1 else next(rest) for d in shape)
-
-
 def is_squeeze(node: Node) -> bool:
     """Whether a reshape only adds or drops dims of one element."""
     before, after = ([d for d in v.shape if d != 1] for v in (node.inputs[0], node.output))

@@ -183,6 +183,9 @@ def top_k(b: Builder, call: Call, x: Value, count: Value | None = None) -> tuple
         k = b.fresh("k")
     shape = (*x.shape[:axis], k, *x.shape[axis + 1 :])
     largest = bool(call.attr("largest", 1))
+    if k == 1 and largest and x.shape[axis] != 0:
+        place = b.reshape(b.apply("argmax", x, axis=axis, last=0), shape)
+        return b.reduce("reduce_max", x, [axis], keepdims=True), place
     return b.host("topk", [x, count], [(x.dtype, shape), (dtypes.INT64, shape)], axis=axis, largest=largest)
 
 

@@ -151,20 +151,20 @@ def _absorb(clusters: Clusters, contract: Node) -> None:
 
 
 def _one_to_one(flow: Flow, node: Node, inside: Iterable[Value], result: Value) -> bool:
-    """True if every element of `node` needs exactly the same element of each value of `inside` that it reads; dims of
-    one element do not count."""
-    if [d for d in node.output.shape if d != 1] != [d for d in result.shape if d != 1]:
-        return False
+    """True if every element of `node` needs exactly the same element of each value of `inside` that it reads: the same
+    in row-major order, for a reshape may lie between."""
     held = set(inside)
-    at = tuple(access.of(a) for a in domain(node.output))
+    points = tuple(access.of(a) for a in domain(result))
+
+    def place(v: Value) -> tuple[access.Index, ...]:
+        return access.through_reshape(v.shape, result.shape, points)
 
     def stop(v: Value) -> bool:
         return not (flow.is_movement(v) or flow.kind(v) == "source")
 
     try:
-        seen = trace(flow, [(node.output, at)], stop, lambda v: v not in held and stop(v))
-    except (access.NeedsSplit, Blocked):
+        seen = trace(flow, [(node.output, place(node.output))], stop, lambda v: v not in held and stop(v))
+        mine = [a for a in seen.accesses if a.value in held]
+        return bool(mine) and all(not a.linear and a.at == place(a.value) for a in mine)
+    except (access.NeedsSplit, access.NotAffine, Blocked):
         return False
-    mine = [a for a in seen.accesses if a.value in held]
-    here = access.squeezed(at, node.output.shape)
-    return bool(mine) and all(not a.linear and access.squeezed(a.at, a.value.shape) == here for a in mine)

@@ -56,8 +56,7 @@ def kernel(
         try:
             a = _view(flow, left, tuple(here.at[label] for label in a_labels), outside)
             b = _view(flow, right, tuple(here.at[label] for label in b_labels), outside)
-            inner = access.squeezed(at, node.output.shape)
-            stores = {v: access.unsqueezed(inner, v.shape) for v in stored}
+            stores = {v: access.through_reshape(v.shape, node.output.shape, at) for v in stored}
             sources = [(v, i) for v, i in stores.items() if v is not node.output]
             seen = trace(flow, sources, placed, outside)
         except access.NeedsSplit as need:
