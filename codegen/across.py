@@ -53,6 +53,9 @@ one at a time; along what is stored, half a page."""
 ROWS = 64
 """Lanes of a block in which nests have loops of their own: 256 bytes of each row of float32, or four cache lines."""
 
+WINDOW = 64
+"""Rows up to which a fold is better kept in registers: those of a window, of which the next point reads most again."""
+
 LARGEST = 4096
 """Elements for each lane from which a block is not staged: it would not stay in a cache."""
 
@@ -208,6 +211,8 @@ def streams(n: Nest, vector: Axis, large: int) -> bool:
     """Whether a nest reads or stores rows, one per iteration, of a buffer of more than `large` bytes."""
     own = (*n.kept, *n.reduced)
     if not own or (n.kept and n.reduced):
+        return False
+    if dims.prove_le(dims.product(a.extent for a in own), WINDOW):
         return False
     return any(
         b is not None

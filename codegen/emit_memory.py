@@ -157,6 +157,12 @@ class Memory:
         """Whether all bounds hold."""
         all_hold = literal(True, BOOL)
         for b in bounds:
+            known = self._known_lanes(b)
+            if known is not None:
+                if any("false" in m for m in known):
+                    held = Value(BOOL, known, True)
+                    all_hold = held if all_hold.parts == ("true",) else self.o.binary("and", all_hold, held)
+                continue
             v, limit = self.position(b.index), self._dim(b.limit)
             low, _ = dims.bounds(b.limit)
             if low is not None and low >= 0:
@@ -166,6 +172,17 @@ class Memory:
                 holds = self.o.binary("and", up, self.o.compare("slt", v, limit))
             all_hold = holds if all_hold.parts == ("true",) else self.o.binary("and", all_hold, holds)
         return all_hold
+
+    def _known_lanes(self, b: Bound) -> tuple[str, ...] | None:
+        """The masks of a bound in a vector that stands at a known place, as literals."""
+        a = self.affine(b.index)
+        if a.vector is not None or a.terms or a.constant != 0 or a.lane == 0:
+            return None
+        if not isinstance(a.lane, int) or not isinstance(b.limit, int):
+            return None
+        starts = [a.number + a.lane * u * self.o.width for u in range(self.o.copies)]
+        held = [[0 <= s + a.lane * k < b.limit for k in range(self.o.width)] for s in starts]
+        return tuple(f"<{', '.join('i1 true' if h else 'i1 false' for h in lanes)}>" for lanes in held)
 
     def narrowed(self, condition: Value) -> Guard:
         """The present guard, and the condition."""
@@ -182,7 +199,15 @@ class Memory:
         """The lanes to load: those that exist and are wanted; None for all."""
         if self.tail is None or self.guard.masks is None:
             return self.guard.masks if self.tail is None else self.tail
-        return self.o.binary("and", Value(BOOL, self.tail, True), Value(BOOL, self.guard.masks, True)).parts
+        return tuple(self._both(a, b) for a, b in zip(self.tail, self.guard.masks, strict=True))
+
+    def _both(self, a: str, b: str) -> str:
+        """Both masks. LLVM gets no masks that it could know: it fails on some ("Getting value from an unknown
+        LocationSize", LLVM 22)."""
+        if a[0] == b[0] == "<":
+            lanes = zip(a.strip("<>").split(", "), b.strip("<>").split(", "), strict=True)
+            return f"<{', '.join('i1 true' if x == y == 'i1 true' else 'i1 false' for x, y in lanes)}>"
+        return self.w.pure(f"and <{self.o.width} x i1> {a}, {b}", a, b)
 
     def _allowed(self, pointer: str) -> str:
         """The pointer, or one to zeros if the guard's uniform condition fails."""
@@ -231,8 +256,10 @@ class Memory:
         names = []
         for u in range(self.o.copies):
             p = self._allowed(self._pointer(buffer, a, u, self.o.width - 1 if backwards else 0))
-            if masks is None:
+            if masks is None or _first_lanes(masks[u]) == self.o.width:
                 name = self.w.load(buffer, f"load {kind}, ptr {p}, align {size}", p)
+            elif masks[u][0] == "<" and "true" not in masks[u]:
+                name = "zeroinitializer"
             else:
                 m = self._reversed(masks[u], "i1") if backwards else masks[u]
                 function = f"@llvm.masked.load.v{self.o.width}{SHORT[dtype]}.p0"
@@ -300,12 +327,11 @@ class Memory:
             self._stream(buffer, a, v)
             return
         for u, x in enumerate(names):
-            if self.tail is not None and _one_lane(self.tail[u]):
-                # LLVM 22 turns a masked store of one lane of a truncated vector into a store of the wide element
-                # (llvm/llvm-project#179489), so it does not get to see one.
-                first = self.w.pure(f"extractelement {kind} {x}, i64 0", x)
-                p = self._pointer(buffer, a, u)
-                self.w.effect(f"store {LLVM[v.dtype]} {first}, ptr {p}, align {size}", buffer)
+            lanes = 0 if self.tail is None else _first_lanes(self.tail[u])
+            # LLVM 22 turns a masked store of one lane of a truncated vector into a store of the wide element
+            # (llvm/llvm-project#179489), so it does not get to see one.
+            if lanes == 1 or (lanes and not backwards and self.o.isa != "avx512"):
+                self._store_first(buffer, self._pointer(buffer, a, u), x, v.dtype, lanes)
                 continue
             p = self._pointer(buffer, a, u, n - 1 if backwards else 0)
             x = self._reversed(x, LLVM[v.dtype]) if backwards else x
@@ -315,6 +341,20 @@ class Memory:
                 m = self._reversed(self.tail[u], "i1") if backwards else self.tail[u]
                 function = f"@llvm.masked.store.{short}.p0"
                 self.w.effect(f"call void {function}({kind} {x}, ptr align {size} {p}, {test} {m})", buffer)
+
+    def _store_first(self, buffer: Buffer, p: str, x: str, dtype: np.dtype, lanes: int) -> None:
+        """The first lanes of a vector by stores of 8, 4, 2 and 1: without registers for masks, one with a mask takes
+        longer (and LLVM 22 fails on some of those that AVX2 has, "Getting value from an unknown LocationSize")."""
+        n, kind, at = self.o.width, LLVM[dtype], 0
+        while at < lanes:
+            count = 1 << ((lanes - at).bit_length() - 1)
+            picked = ", ".join(f"i32 {k}" for k in range(at, at + count))
+            there = self.w.pure(f"getelementptr {kind}, ptr {p}, i64 {at}", p)
+            part = self.w.pure(
+                f"shufflevector <{n} x {kind}> {x}, <{n} x {kind}> poison, <{count} x i32> <{picked}>", x
+            )
+            self.w.effect(f"store <{count} x {kind}> {part}, ptr {there}, align {dtype.itemsize}", buffer)
+            at += count
 
     def _in_step(self, index: Index, v: Value) -> bool:
         """Whether vectors are aligned if the buffer is."""
@@ -344,6 +384,8 @@ class Memory:
             self.w.repeat(0, count, 1, [], body, (), once=True)
 
 
-def _one_lane(mask: str) -> bool:
-    """Whether a mask is a literal of which only the first lane is set."""
-    return mask.startswith("<i1 true") and mask.count("true") == 1
+def _first_lanes(mask: str) -> int:
+    """How many lanes a mask has that is a literal of which only the first ones are set; else 0."""
+    lanes = mask.strip("<>").split(", ")
+    count = lanes.count("i1 true")
+    return count if mask.startswith("<") and lanes[:count] == ["i1 true"] * count else 0

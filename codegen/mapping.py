@@ -61,7 +61,7 @@ def phase(
         return _price(n, a, target, fixed, adaptive, turned)
 
     beside = {a: sum(weight(n, axes) * beside_price(n, a) for n in work) for a in axes if a not in fixed_axes}
-    best = min(beside, key=beside.__getitem__, default=None)
+    best = min(beside, key=lambda a: (beside[a], _is_open(a)), default=None)
     relaid: dict[Buffer, Constant] = {}
     if best is not None and (beside[best] <= rows or not any(a for a, _ in own)):
         work = tuple(_relay(n, best, fixed, relaid) for n in work)
@@ -69,6 +69,11 @@ def phase(
         return *_across(block), relaid
     body, relaid = _by_row(work, [a for a, _ in own], fixed, clips)
     return Phase(axes, body, grain(work)), tiles_of(work), relaid
+
+
+def _is_open(a: Axis) -> bool:
+    """Whether an axis goes over a dim that an input leaves open, and that may well be 1."""
+    return isinstance(a.extent, dims.Expr) and str(a.extent) in dims.symbols(a.extent)
 
 
 def by_row(

@@ -176,7 +176,7 @@ def _key(model: Any, target: targets.Target, shapes: Shapes | None, store: Cache
     else:
         h.update(model.SerializeToString(deterministic=True))
     k = knobs.current()
-    settings = (k.schemes, k.merging, k.adaptive_mapping, k.l2_bytes)  # vector_bits is in the target
+    settings = (k.schemes, k.merging, k.adaptive_mapping, k.winograd, k.l2_bytes)  # vector_bits is in the target
     h.update(repr((__version__, _sources(), str(target), settings, sorted((shapes or {}).items()))).encode())
     return h.hexdigest()
 

@@ -136,6 +136,13 @@ class Knobs:
             "ablation.",
         ),
     )
+    winograd: bool = field(
+        default=True,
+        metadata=_row(
+            _Reader("1 or 0, on or off, true or false", _switch),
+            "Whether convolutions by 3 x 3 may be computed with fewer multiplications, where that is faster.",
+        ),
+    )
     cache_dir: Path | None = field(
         default=None,
         metadata=_row(

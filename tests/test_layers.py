@@ -55,6 +55,7 @@ TABLE = """
     stitch.simplify.contractions
     stitch.simplify.moments
     stitch.simplify.quotients
+    stitch.simplify.winograd
     stitch.simplify.sinking
     stitch.simplify.hoisting
     stitch.simplify.pieces
@@ -89,6 +90,7 @@ TABLE = """
     stitch.codegen.tiling
     stitch.codegen.divisors
     stitch.codegen.blocks
+    stitch.codegen.peeling
     stitch.codegen.kernels
     stitch.codegen.interp
     stitch.codegen.emit_code

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stitch import knobs
 from stitch.graph import Graph, Node, Value
 from stitch.rewrite import Rewriter, merged, rewrite
 from stitch.simplify.algebra import ALGEBRA
@@ -21,6 +22,7 @@ from stitch.simplify.permutations import stays, weight
 from stitch.simplify.pieces import divide
 from stitch.simplify.quotients import QUOTIENTS
 from stitch.simplify.sinking import SINKING
+from stitch.simplify.winograd import WINOGRAD
 
 _ROUNDS = 8  # a bound on repetition; real models settle in two to four
 
@@ -70,9 +72,10 @@ def fold(graph: Graph) -> Graph:
 
 
 def last(graph: Graph) -> Graph:
-    """Sums of large values row by row, and divisions by constants (see the rules). Last, for algebra would put the sums
-    together again, and does not know what was a division."""
-    return rewrite(graph, merged(MOVEMENT, MOMENTS, QUOTIENTS))
+    """Sums of large values row by row, divisions by constants, convolutions with fewer products (see the rules). Last,
+    for algebra would put the sums together again, and does not know what was a division or a convolution."""
+    fast = (WINOGRAD,) if knobs.current().winograd else ()
+    return rewrite(graph, merged(MOVEMENT, MOMENTS, QUOTIENTS, *fast))
 
 
 def sink(graph: Graph) -> Graph:

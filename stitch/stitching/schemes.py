@@ -31,9 +31,9 @@ LONG = 1 << 16
 """Elements from which a group's work at one point is cut over workers, if there are few points: a phase of its own."""
 
 
-def estimate(d: Dim) -> int:
-    """A dim as a number, for decisions only."""
-    return d if isinstance(d, int) else dims.evaluate(d, dict.fromkeys(dims.symbols(d), HINT))
+def estimate(d: Dim, single: Collection[str] = ()) -> int:
+    """A dim as a number, for decisions only; the symbols in `single` are taken to be 1."""
+    return d if isinstance(d, int) else dims.evaluate(d, {s: 1 if s in single else HINT for s in dims.symbols(d)})
 
 
 @dataclass
@@ -41,21 +41,25 @@ class _Open:
     """A phase while groups are being added. `axes` are the parallel axes, as axes of the phase's first group."""
 
     axes: list[Axis]
+    single: Collection[str] = ()
     groups: list[Group] = field(default_factory=list)
     made: dict[Value, Root] = field(default_factory=dict)
 
     def tasks(self, axes: Sequence[Axis]) -> int:
-        return estimate(dims.product(a.extent for a in axes))
+        return estimate(dims.product(a.extent for a in axes), self.single)
 
 
-def phases(groups: Sequence[Group], budget: int, regional: bool = True) -> tuple[Phase, ...]:
+def phases(
+    groups: Sequence[Group], budget: int, regional: bool = True, single: Collection[str] = ()
+) -> tuple[Phase, ...]:
     """Groups in phases, in order; the axes of groups that share a phase are the same objects. `budget`: bytes of tiles
-    that a worker may use."""
+    that a worker may use. `single`: symbols that may well be 1 (batches), which had better not be all that is
+    parallel."""
     waiting = list(groups)
     out: list[Phase] = []
     while waiting:
         first = waiting.pop(0)
-        now = _Open([a for a in first.axes if a not in first.reduced])
+        now = _Open([a for a in first.axes if a not in first.reduced], single)
         _admit(now, first)
         if regional:
             left: list[Group] = []
@@ -103,9 +107,10 @@ def _try(now: _Open, g: Group, later: Sequence[Group], budget: int) -> tuple[lis
     before, after = now.tasks(now.axes), now.tasks(kept)
     if after < min(before, FEW) and not _small(now, g):
         return None
-    if after < FEW and estimate(dims.product(a.extent for a in g.axes)) >= LONG * max(after, 1):
+    height = now.tasks(g.axes) // max(after, 1)
+    if after < FEW and height >= LONG:
         return None
-    if _is_tall(now, kept, g, estimate(dims.product(a.extent for a in g.axes)) // max(after, 1), budget):
+    if _is_tall(now, kept, g, height, budget):
         return None
     taken = {relation[a]: a for a in kept}
     if len(taken) != len(kept):

@@ -122,7 +122,7 @@ def _kernels(
     while True:
         made = dominants.groups(flow, members, leaving | forced, outside, "local" in allowed, again)
         merged = dominants.sort(dominants.merge(made, merging and "local" in allowed))
-        cut = schemes.phases(merged, budget, "regional" in allowed)
+        cut = schemes.phases(merged, budget, "regional" in allowed, flow.batches)
         placements, reasons = schemes.place(cut, leaving, budget)
         written = {v for v, p in placements.items() if p == "buffer" and inside[v].prim != "mul"}
         written -= leaving | forced | again

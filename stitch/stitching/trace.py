@@ -81,6 +81,12 @@ class Flow:
         return tuple(Edge(v, m) for v, m in out.items())
 
     @cached_property
+    def batches(self) -> frozenset[str]:
+        """Symbols that count what inputs hold of a kind, by standing first in their shapes."""
+        firsts = [v.shape[0] for v in self.graph.inputs if v.rank > 1]
+        return frozenset(str(d) for d in firsts if len(dims.symbols(d)) == 1 and str(d) in dims.symbols(d))
+
+    @cached_property
     def scalars(self) -> frozenset[Value]:
         """Constants of one element: literals in the code, never memory."""
         return frozenset(n.output for n in self.graph.nodes if n.prim == "const" and n.attrs["array"].size == 1)
