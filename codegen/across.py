@@ -182,12 +182,14 @@ class _Spread(Rewriter):
         return super()._expr(e)
 
     def whole(self, n: Nest) -> Nest:
-        self.own = {s.local for s in n.body if isinstance(s, Define)} | {f.local for f in n.folds}
+        self.own = _locals(n)
         self.memo.clear()
         out = self.nest(n, {})
-        body = tuple(t for s in out.body for t in (s, *self._kept(s.local if isinstance(s, Define) else None)))
         spilled = tuple(t for f in out.folds for t in self._kept(f.local))
-        return replace(out, body=body, after=(*spilled, *out.after))
+        return replace(out, body=self._keeping(out.body), after=(*spilled, *self._keeping(out.after)))
+
+    def _keeping(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        return tuple(t for s in body for t in (s, *self._kept(s.local if isinstance(s, Define) else None)))
 
     def _kept(self, local: Local | None) -> tuple[Store, ...]:
         if local not in self.tiles or local is None:
@@ -195,11 +197,28 @@ class _Spread(Rewriter):
         return (Store(self.tiles[local], self.at, Use(local)),)
 
 
+def _locals(n: Nest) -> set[Local]:
+    return {s.local for s in (*n.body, *n.after) if isinstance(s, Define)} | {f.local for f in n.folds}
+
+
+def _joined(nests: Sequence[Nest]) -> list[Nest]:
+    """What is done once at a point, after a fold at that point, is a part of the fold's nest: its result need not be in
+    a tile in between."""
+    out: list[Nest] = []
+    for n in nests:
+        if out and not (n.kept or n.reduced or out[-1].kept) and out[-1].reduced:
+            out[-1] = replace(out[-1], after=(*out[-1].after, *n.body, *n.after))
+        else:
+            out.append(n)
+    return out
+
+
 def spread(nests: Sequence[Nest]) -> tuple[Nest, ...]:
     """Nests that share no locals."""
+    nests = _joined(nests)
     made: dict[Local, int] = {}
     for k, n in enumerate(nests):
-        made |= {s.local: k for s in n.body if isinstance(s, Define)} | {f.local: k for f in n.folds}
+        made |= dict.fromkeys(_locals(n), k)
     used = [{e.local for e in expressions(n) if isinstance(e, Use)} for n in nests]
     shared = {x for k, found in enumerate(used) for x in found if made[x] != k}
     tiles = {x: Buffer(x.name, x.dtype, 1, "tile") for x in made if x in shared}

@@ -23,6 +23,7 @@ from stitch.access import Axis, Index
 from stitch.codegen.loops import (
     Apply,
     Buffer,
+    Clip,
     Contract,
     Define,
     Expr,
@@ -61,7 +62,7 @@ def _body(body: tuple[Stmt, ...], lanes: int) -> tuple[Stmt, ...]:
     for s in body:
         if isinstance(s, Loop):
             s = replace(s, body=_body(s.body, lanes))
-            extent = s.axis.extent if s.clip is None else s.clip.block
+            extent = s.clip.block if isinstance(s.clip, Clip) else s.axis.extent
             if not isinstance(extent, int) or extent >= SHARE * (lanes if s.mode == "vector" else 1):
                 before, s = _Divisors(s).taken_out()
                 out += before

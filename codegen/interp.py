@@ -29,6 +29,7 @@ from stitch.codegen.loops import (
     Define,
     Expr,
     Fold,
+    Gate,
     Guarded,
     Literal,
     Local,
@@ -113,9 +114,11 @@ class _Machine:
                 case Transpose():
                     self.transpose(s)
 
-    def trips(self, axis: Axis, clip: Clip | None) -> int:
+    def trips(self, axis: Axis, clip: Clip | Gate | None) -> int:
         if clip is None:
             return self.dim(axis.extent)
+        if isinstance(clip, Gate):
+            return self.dim(axis.extent) if bool(self.within(clip.bounds).all()) != clip.without else 0
         return min(clip.block, self.dim(clip.limit) - clip.block * int(self.places[clip.outer][0]))
 
     def store(self, s: Store) -> None:

@@ -12,9 +12,11 @@ from stitch.codegen.constants import Constant
 from stitch.codegen.loops import (
     Apply,
     Buffer,
+    Clip,
     Contract,
     Define,
     Expr,
+    Gate,
     Literal,
     Local,
     Phase,
@@ -170,8 +172,12 @@ def symbols(phases: list[Phase], buffers: tuple[Buffer, ...]) -> tuple[str, ...]
                     index(i)
             if (axis := getattr(s, "axis", None)) is not None:
                 dim(axis.extent)
-            if (clip := getattr(s, "clip", None)) is not None:
+            clip = getattr(s, "clip", None)
+            if isinstance(clip, Clip):
                 dim(clip.limit)
+            for bound in clip.bounds if isinstance(clip, Gate) else ():
+                dim(bound.limit)
+                index(bound.index)
             if isinstance(s, Contract):
                 dim(s.a_row)
                 for k in s.loops:

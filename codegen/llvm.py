@@ -36,6 +36,7 @@ from stitch.codegen.loops import (
     Define,
     Expr,
     Fold,
+    Gate,
     Guarded,
     Literal,
     Loop,
@@ -207,9 +208,13 @@ class _Phase:
             for key in [k for k, (_, read) in frame.items() if read & gone]:
                 del frame[key]
 
-    def _trips(self, axis: Axis, clip: Clip | None) -> int | str:
+    def _trips(self, axis: Axis, clip: Clip | Gate | None) -> int | str:
         if clip is None:
             return axis.extent if isinstance(axis.extent, int) else self.d.value(axis.extent)
+        if isinstance(clip, Gate):
+            open_ = self.m.within(clip.bounds).parts[0]
+            some, none = self.d.value(axis.extent), "0"
+            return self.d.select(open_, *((none, some) if clip.without else (some, none)))
         name, number = self.m.places[clip.outer]
         before = self.d.mul(str(-clip.block), name) if name else "0"
         left = self.d.add(before, self.d.value(clip.limit - clip.block * number))

@@ -13,6 +13,7 @@ Grammar
     Expr     = Literal | Read(buffer, index) | Use(local) | Position(index) | Apply(prim, args) | Guarded(...)
     Index    = offset + Σ coefficient · (axis | local)     in elements; coefficients and offsets are Dims
     Clip     = the loop runs over min(block, limit − block · outer) iterations instead of its axis' extent
+    Gate     = the loop runs only where 0 <= index < limit for all bounds, or (`without`) only where not
 
 Semantics
 ---------
@@ -152,6 +153,14 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """All iterations or none. The bounds' axes are around the loop."""
+
+    bounds: tuple[Bound, ...]
+    without: bool = False
+
+
+@dataclass(frozen=True)
 class Fold:
     """`local` starts at the operator's identity: 0 for add, 1 for mul, the lowest or highest value for max and min
     (NaN wins both, as in the primitives), all or none for and, or."""
@@ -167,7 +176,7 @@ class Loop:
     body: tuple[Stmt, ...]
     folds: tuple[Fold, ...] = ()
     mode: Mode = "serial"
-    clip: Clip | None = None
+    clip: Clip | Gate | None = None
     unroll: int = 1  # vector: vectors per step; serial: iterations per step (only a hint)
 
 
@@ -289,6 +298,15 @@ def expressions(s: Stmt) -> tuple[Expr, ...]:
             return ()
 
 
+def _check_clip(clip: Clip | Gate | None, axes: set[Axis]) -> None:
+    match clip:
+        case Clip():
+            assert clip.outer in axes, "a clip by an axis that is not around it"
+        case Gate():
+            used = {v for b in clip.bounds for v, _ in b.index.terms}
+            assert used <= axes, "a gate by what is not an axis around it"
+
+
 def _check_body(body: tuple[Stmt, ...], axes: set[Axis], known: set[Local], buffers: set[Buffer], vector: bool) -> None:
     known = set(known)
     seen: set[int] = set()
@@ -297,7 +315,7 @@ def _check_body(body: tuple[Stmt, ...], axes: set[Axis], known: set[Local], buff
             case Loop():
                 assert s.axis not in axes, f"axis {s.axis.name} is looped over twice"
                 assert not (vector and s.mode == "vector"), "a vector loop inside a vector loop"
-                assert s.clip is None or s.clip.outer in axes, "a clip by an axis that is not around it"
+                _check_clip(s.clip, axes)
                 inner = axes | {s.axis}
                 _check_body(s.body, inner, known, buffers, vector or s.mode == "vector")
                 there = known | {d.local for d in s.body if isinstance(d, Define)}
@@ -439,8 +457,15 @@ class _Printer:
                     )
         return lines
 
-    def extent(self, axis: Axis, clip: Clip | None) -> str:
-        return f"min({clip.block}, {clip.limit} - {clip.block}*{self.name(clip.outer)})" if clip else f"{axis.extent}"
+    def extent(self, axis: Axis, clip: Clip | Gate | None) -> str:
+        match clip:
+            case Clip():
+                return f"min({clip.block}, {clip.limit} - {clip.block}*{self.name(clip.outer)})"
+            case Gate():
+                tests = ", ".join(f"0 <= {self.index(b.index)} < {b.limit}" for b in clip.bounds)
+                return f"{axis.extent} {'unless' if clip.without else 'if'} {tests}"
+            case _:
+                return f"{axis.extent}"
 
     def index(self, i: Index) -> str:
         parts = [f"{self.name(v)}" if c == 1 else f"({c})*{self.name(v)}" for v, c in i.terms]

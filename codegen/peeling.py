@@ -3,7 +3,7 @@
     before:  parallel (row, column) { … x[column + k − 1] if 0 <= column + k − 1 < width else 0 … }
     after:   parallel (row)
                for column < 1 { … with the guard }
-               for column < width − 2 { … x[1 + column + k − 1] … }
+               for column < width − 2 { … x[1 + column + k − 1] … }  (none at all, if the row is inside)
                for column < 1 { … with the guard }
 
 The innermost parallel axis that a guard depends on becomes a loop of the task, in three parts; guards by other axes
@@ -13,14 +13,16 @@ points in flight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from stitch import access, dims
 from stitch.access import Axis, Bound, Index
 from stitch.codegen.loops import (
+    Clip,
     Contract,
     Expr,
+    Gate,
     Guarded,
     Loop,
     Phase,
@@ -43,7 +45,7 @@ def peeled(phase: Phase) -> Phase:
     """The phase with its guards off the inner loop, if it has some and enough other axes."""
     if any(isinstance(s, Contract | Transpose) for s in walk(phase.body)):
         return phase
-    clipped = {s.clip.outer for s in walk(phase.body) if isinstance(s, Loop) and s.clip is not None}
+    clipped = {s.clip.outer for s in walk(phase.body) if isinstance(s, Loop) and isinstance(s.clip, Clip)}
     bounds = list(dict.fromkeys(_bounds(phase.body)))
     for axis in reversed(phase.axes):
         mine = [b for b in bounds if b.index.coefficient(axis) != 0]
@@ -53,10 +55,20 @@ def peeled(phase: Phase) -> Phase:
         inside = _inside(mine, axis)
         if inside is None or estimate(dims.product(a.extent for a in others)) < FEW:
             return phase
-        first, last = inside
-        body = _parts(phase.body, axis, first, last)
+        body = _parts(phase.body, axis, *inside, _around(bounds, mine, others))
         return replace(phase, axes=others, body=body, grain=dims.ceil_div(phase.grain, estimate(axis.extent)))
     return phase
+
+
+def _around(bounds: list[Bound], mine: list[Bound], axes: tuple[Axis, ...]) -> dict[Bound, tuple[Bound, ...]]:
+    """For the other guards what must hold of the parallel axes for them to hold in the whole window."""
+    out: dict[Bound, tuple[Bound, ...]] = {}
+    for b in bounds:
+        span = None if b in mine else _span(b.index, axes)
+        if span is not None:
+            place = Index(0, tuple(t for t in b.index.terms if t[0] in axes))
+            out[b] = tuple(dict.fromkeys(Bound(place.plus(end), b.limit) for end in span))
+    return out
 
 
 def _bounds(body: tuple[Stmt, ...]) -> Iterator[Bound]:
@@ -71,35 +83,53 @@ def _bounds(body: tuple[Stmt, ...]) -> Iterator[Bound]:
                 yield from e.bounds
 
 
+def _span(index: Index, but: Collection[Axis]) -> tuple[Dim, Dim] | None:
+    """The least and the largest that an index may be, without its terms in some axes; None if that is not known."""
+    low = high = index.offset
+    for v, c in index.terms:
+        if v in but:
+            continue
+        if not isinstance(v, Axis) or not isinstance(v.extent, int) or not isinstance(c, int):
+            return None
+        low, high = low + min(c, 0) * (v.extent - 1), high + max(c, 0) * (v.extent - 1)
+    return low, high
+
+
 def _inside(bounds: list[Bound], axis: Axis) -> tuple[Dim, Dim] | None:
     """The range of the axis within which all bounds hold, whatever the other axes of their indices; None: unknown."""
     first, last = 0, axis.extent
     for b in bounds:
-        step = b.index.coefficient(axis)
-        low = high = b.index.offset
-        for v, c in b.index.terms:
-            if v is axis:
-                continue
-            if not isinstance(v, Axis) or not isinstance(v.extent, int) or not isinstance(c, int):
-                return None
-            low, high = low + min(c, 0) * (v.extent - 1), high + max(c, 0) * (v.extent - 1)
-        if not isinstance(step, int) or step < 0 or not isinstance(low, int):
+        step, span = b.index.coefficient(axis), _span(b.index, (axis,))
+        if span is None or not isinstance(step, int) or step < 0 or not isinstance(span[0], int):
             return None
-        first = max(first, -(low // step))
-        last = dims.dim_min(last, dims.dim_max(b.limit - 1 - high + step, 0) // step)
+        first = max(first, -(span[0] // step))
+        last = dims.dim_min(last, dims.dim_max(b.limit - 1 - span[1] + step, 0) // step)
     begin = dims.dim_min(first, axis.extent)
     return begin, dims.dim_max(last, begin)
 
 
-def _parts(body: tuple[Stmt, ...], axis: Axis, first: Dim, last: Dim) -> tuple[Stmt, ...]:
+def _parts(
+    body: tuple[Stmt, ...], axis: Axis, first: Dim, last: Dim, around: Mapping[Bound, tuple[Bound, ...]]
+) -> tuple[Stmt, ...]:
+    """The statements for each part of the axis; in the middle once for where all guards hold."""
+    gates = tuple(dict.fromkeys(b for found in around.values() for b in found))
     out: list[Stmt] = []
-    for start, end, whole in ((0, first, False), (first, last, True), (last, axis.extent, False)):
-        if dims.prove_equal(start, end):
-            continue
+
+    def add(start: Dim, end: Dim, dropped: Collection[Bound], gate: Gate | None = None) -> None:
         here = Axis(axis.name, end - start)
-        change = _Part(axis, access.of(here).plus(start), whole)
+        change = _Part(axis, access.of(here).plus(start), dropped)
         inner = tuple(change.statement(s) for s in body)
-        out += inner if here.extent == 1 else (Loop(here, inner),)
+        out.extend(inner if here.extent == 1 and gate is None else (Loop(here, inner, clip=gate),))
+
+    mine = {b for b in _bounds(body) if b.index.coefficient(axis) != 0}
+    if not dims.prove_equal(0, first):
+        add(0, first, ())
+    if not dims.prove_equal(first, last):
+        if gates:
+            add(first, last, mine | set(around), Gate(gates))
+        add(first, last, mine, Gate(gates, without=True) if gates else None)
+    if not dims.prove_equal(last, axis.extent):
+        add(last, axis.extent, ())
     return tuple(out)
 
 
@@ -112,11 +142,11 @@ def _is_outside(b: Bound) -> bool:
 
 
 class _Part(Rewriter):
-    """One part of the axis; in the `whole` one, bounds by the axis hold."""
+    """One part of the axis, in which some bounds hold."""
 
-    def __init__(self, axis: Axis, at: Index, whole: bool) -> None:
+    def __init__(self, axis: Axis, at: Index, held: Collection[Bound]) -> None:
         super().__init__(lambda _, i: i.substitute({axis: at}))
-        self.axis, self.whole = axis, whole
+        self.holding = held
 
     def _moved(self, b: Bound) -> Bound:
         return Bound(self.change(None, b.index), b.limit)
@@ -133,7 +163,7 @@ class _Part(Rewriter):
         if isinstance(e, Guarded):
             if any(_is_outside(self._moved(b)) for b in e.bounds):
                 return e.otherwise
-            left = tuple(b for b in e.bounds if not (self.whole and b.index.coefficient(self.axis) != 0))
+            left = tuple(b for b in e.bounds if b not in self.holding)
             return super()._expr(replace(e, bounds=left)) if left else self.expr(e.value)
         # An expression means one number: another part has its own, of the same locals too.
         return Use(e.local) if isinstance(e, Use) else super()._expr(e)
