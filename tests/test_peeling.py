@@ -1,0 +1,108 @@
+"""Windows over padding, whose guards are peeled off the rows: every extent from less than a window on, any stride,
+dilation and padding, with open sizes and fixed ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stitch import dims
+from stitch.codegen import kernels
+from stitch.codegen.loops import Gate, Loop, render, walk
+from stitch.dtypes import FLOAT32
+from stitch.evaluate import evaluate
+from stitch.graph import Builder, Graph
+from stitch.stitching.trace import Flow
+from tests import pipeline
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A depthwise convolution, or a maximum, over [n, rows, columns, channels], and a rectifier behind it."""
+
+    size: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    before: tuple[int, int] = (1, 1)
+    behind: tuple[int, int] = (1, 1)
+    channels: int = 20
+    largest: bool = False
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        spans = [(k - 1) * d + 1 for k, d in zip(self.size, self.dilation, strict=True)]
+        whole = [lo + n + hi for lo, n, hi in zip(self.before, shape, self.behind, strict=True)]
+        return all(span <= n for span, n in zip(spans, whole, strict=True))
+
+    def graph(self, shape: tuple[int, int] | None, n: int | None = None) -> Graph:
+        b = Builder("window")
+        rows, columns = shape if shape is not None else (dims.symbol("h"), dims.symbol("w"))
+        x = b.input("x", FLOAT32, (dims.symbol("n") if n is None else n, rows, columns, self.channels))
+        low = (0, *self.before, 0)
+        fill = -np.inf if self.largest else 0.0
+        y = b.apply("pad", x, lo=low, hi=(0, *self.behind, 0), value=fill)
+        y = b.window(y, [1, 2], self.size, self.stride, self.dilation)
+        if self.largest:
+            y = b.reduce("reduce_max", y, [-1, -2])
+        else:
+            rng = np.random.default_rng(1)
+            w = b.const(rng.standard_normal((self.channels, *self.size)).astype(np.float32))
+            y = b.reduce("reduce_sum", b.mul(y, w), [-1, -2])
+        return b.finish({"y": b.max(y, 0.0)})
+
+
+def check(graph: Graph, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+    (want,) = evaluate(graph, {"x": x})
+    for threads in (1, 3):
+        (got,) = pipeline.run(pipeline.compile(graph), {"x": x}, threads=threads)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+PAIRS = st.tuples(st.integers(0, 3), st.integers(0, 3))
+WINDOWS = st.builds(
+    Window,
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    before=PAIRS,
+    behind=PAIRS,
+    channels=st.sampled_from([1, 4, 16, 40]),
+    largest=st.booleans(),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(WINDOWS, st.lists(st.tuples(st.integers(1, 14), st.integers(1, 14)), min_size=1, max_size=3), st.booleans())
+def test_windows(window: Window, shapes: list[tuple[int, int]], fixed: bool) -> None:
+    """One compilation serves all sizes, of which some are smaller than the window."""
+    shapes = [s for s in shapes if window.fits(s)]
+    graph = None if fixed else window.graph(None)
+    for shape in shapes:
+        check(graph or window.graph(shape, 9), (9, *shape, window.channels))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 30])
+@pytest.mark.parametrize(
+    "window", [Window(), Window((5, 3), stride=(2, 2), before=(2, 1)), Window(largest=True)], ids=str
+)
+def test_some_windows(window: Window, width: int) -> None:
+    check(window.graph(None), (2, 9, width, window.channels))
+
+
+def test_a_row_inside_has_no_guards() -> None:
+    """The middle of the rows that are inside is a loop without one."""
+    stitched = pipeline.cut(Window().graph((30, 40), 1))
+    low = kernels.lower(stitched.kernels[0], Flow(stitched.graph), pipeline.host())
+    loops = [s for p in low.program.phases for s in walk(p.body) if isinstance(s, Loop)]
+    gated = [s for s in loops if isinstance(s.clip, Gate)]
+    assert [s.clip.without for s in gated if isinstance(s.clip, Gate)] == [False, True]
+    assert gated[0].axis.extent == 38
+    text = render(low.program)
+    assert text.count(" else 0.0") == 3, "both ends, and the rows at the edges"
