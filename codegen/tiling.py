@@ -184,17 +184,19 @@ def block(
     t = Tiling(names, part, target, (rows, clip))
     extent = t.column.extent
     given = t.constant()
-    if given is not None or (isinstance(extent, int) and extent % t.width == 0):
+    if given is None and (t.panel.extent == 1 or not t.is_contiguous):
+        packed = t.packed_here(t.first)
+        body = _looped(t.panel, (*packed.before, *t.body(packed, t.first, _clip(t.width, t.panel, extent))))
+    elif given is not None or (isinstance(extent, int) and extent % t.width == 0):
         body = _looped(t.panel, t.body(given or t.in_place(), t.first, _clip(t.width, t.panel, extent)))
     else:  # the operand is read in place, but for a panel that is not full: that is packed
         full = extent // t.width
         short = Axis("ns", dims.ceil_div(extent, t.width) - full)
         first = Index(full * t.width)
         packed = t.packed_here(first)
-        t.panel = Axis("no", t.panel.extent)
         rest = t.body(packed, first, Clip(t.width, short, extent - full * t.width))
         t.panel = Axis("no", full)
-        whole = () if full == 0 else _looped(t.panel, t.body(t.in_place(), t.first, None))
+        whole = _looped(t.panel, t.body(t.in_place(), t.first, None))
         body = (*whole, Loop(short, (*packed.before, *rest)))
     for x in reversed(t.others):
         body = _looped(x, body)

@@ -21,7 +21,7 @@ from stitch.access import Axis, Index
 from stitch.graph import Node, Value
 from stitch.ops.primitives import PRIMITIVES
 from stitch.stitching import contractions, dominants, schemes
-from stitch.stitching.schedule import Chain, Kernel, Phase, Placement
+from stitch.stitching.schedule import Chain, Contraction, Kernel, Phase, Placement
 from stitch.stitching.trace import Access, Flow
 
 MOST = 200
@@ -130,9 +130,6 @@ def kernel(
     heavy, final = head.contraction, tail.contraction
     assert heavy is not None
     assert final is not None
-    for c in (heavy, final):
-        if not _is_constant(flow, c.b.value) and all(c.b.offset.coefficient(x) != 1 for x in c.columns):
-            raise Unturned(c.node)
     if len(passed) != 1 or final.a.value not in passed or final.a.linear or final.b.value in passed:
         raise Unchained
     shared = (*heavy.batch, *heavy.rows)
@@ -151,6 +148,9 @@ def kernel(
     assert tail.contraction is not None
     if any(a in shared for a in (*tail.contraction.columns, *tail.contraction.summed)):
         raise Unchained
+    astray = [c.node for c in (heavy, tail.contraction) if not _is_readable(flow, c)]
+    if astray:
+        raise Unturned(*astray)
     batch = tuple(a for a in shared if a is not row)
     own = (row,) if row is not None else ()
     chain = Chain(batch, row)
@@ -161,8 +161,10 @@ def kernel(
     return Kernel(name, (head, rows, tail), where, tuple(sorted(found.nodes, key=order.__getitem__)), chain=chain)
 
 
-def _is_constant(flow: Flow, value: Value) -> bool:
-    return value in flow.producer and flow.producer[value].prim == "const"
+def _is_readable(flow: Flow, c: Contraction) -> bool:
+    """Whether panels of the second operand can be read where it is: packed once, or contiguous along columns."""
+    node = flow.producer.get(c.b.value)
+    return (node is not None and node.prim == "const") or any(c.b.offset.coefficient(x) == 1 for x in c.columns)
 
 
 def _rows(
