@@ -40,7 +40,7 @@ bench: $(READY) $(EXTRAS)  ## a quick measurement beside the peers that are ther
 bench-setup: $(PEERS)  ## install what stitch is compared with: onnxruntime, openvino, torch, jax and others
 
 chains: $(READY) $(EXTRAS) $(PEERS)  ## chains of memory-bound operators beside all peers, which takes 40 minutes
-	$(PY) -m benchmarks.chains --json build/chains.json --plot build/chains.svg
+	$(PY) -m benchmarks.chains --json build/chains.json --plot build/chains.png
 
 exports: $(EXPORTING)  ## export large architectures for bench and models: make exports [EXPORTER=script.py]
 	$(EXPORTING:/.ready=/bin/python) "$(EXPORTER)" --out build/exports

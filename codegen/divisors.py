@@ -4,10 +4,10 @@
     after:   s = power of two that brings d near 1;  h + l = 1 / (d · s), in two floats
              loop i { … t = x · s;  fma(t, h, t · l) … }
 
-The sum before its rounding is x / d within 2^-46, so that the result is x / d rounded correctly but for one x in some
-millions, whose quotient is that close to the middle of two floats; a quotient that is a float is exact (Brisebarre,
-Muller and Raina 2004, "Accelerating correctly rounded floating-point division when the divisor is known in advance").
-Results below 2^-100 may be off by a unit in the last place. A division takes the time of six products or more.
+The sum before its rounding is x / d within 2^-46, so that the result is x / d rounded correctly, but for the few whose
+quotient is that close to the middle of two floats, such as 1 / (1 - 2^-24); a quotient that is a float is exact
+(Brisebarre, Muller and Raina 2004, "Accelerating correctly rounded floating-point division when the divisor is known in
+advance"). Results below 2^-100 may be off by a unit in the last place. A division takes the time of six products.
 
 Where `d` was read only under a guard, or does not stay the same, or too few share it, nothing changes.
 """

@@ -77,6 +77,7 @@ class Rewriter:
         self._table: dict[Value, Value] = {v: v for v in graph.inputs}
         self._makers: dict[Value, Node] = {}
         self._seen: dict[Any, Value] = {}
+        self._proposed: set[Any] = set()
         self._constants = Constants()
         self._names = {v.name for v in graph.inputs} | {v.name for n in graph.nodes for v in n.outputs}
 
@@ -134,10 +135,15 @@ class Rewriter:
             dtype, shape = row.dtype(attrs, *[v.dtype for v in inputs]), row.shape(attrs, *[v.shape for v in inputs])
         known = old.output.contents if old is not None else None
         step = Step(prim, inputs, attrs, dtype, tuple(shape), known)
-        for rule in self._rules.get(prim, ()):
-            if (made := rule(self, step)) is not None:
-                return made
         key = self._key(prim, inputs, attrs)
+        if key is None or key not in self._proposed:  # else two rules undo each other: it stays as it is
+            self._proposed.add(key)
+            try:
+                for rule in self._rules.get(prim, ()):
+                    if (made := rule(self, step)) is not None:
+                        return made
+            finally:
+                self._proposed.discard(key)
         found = self._seen.get(key) if prim != "const" else self._constants.find(attrs["array"])
         if found is None:
             found = self._make(step, old)

@@ -195,6 +195,21 @@ def test_a_sum_over_queries_is_not_in_a_chain() -> None:
     np.testing.assert_allclose(got, evaluate(graph, feeds)[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("n", [8, 32])
+def test_a_chain_ends_where_another_begins(n: int) -> None:
+    """Three products with a softmax between each two: the middle one is in one chain only."""
+    b = Builder()
+    x, *others = (b.input(name, FLOAT32, (n, n)) for name in "xkvw")
+    for y in others:
+        x = b.contract(x, y, [0, 1], [1, 2], [0, 2])
+        x = Case()._rows(b, x) if y is not others[-1] else x
+    graph = b.finish({"y": x})
+    assert [k.chain is not None for k in pipeline.cut(graph).kernels].count(True) == 1
+    feeds = {name: np.random.default_rng(k).standard_normal((n, n)).astype(np.float32) for k, name in enumerate("xkvw")}
+    (got,) = pipeline.run(pipeline.compile(graph), feeds)
+    np.testing.assert_allclose(got, evaluate(graph, feeds)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_a_row_alone_has_the_same_bits() -> None:
     """Where the number of queries is open, a block with one row and a full one agree."""
     b = Builder()

@@ -107,6 +107,38 @@ def test_long_chains_do_not_exhaust_the_stack() -> None:
     np.testing.assert_allclose(y, want, rtol=1e-4)
 
 
+def test_transposes_that_two_rules_send_back_and_forth() -> None:
+    """Sinking undid itself where both orders of a value were there already, until the stack was exhausted."""
+    weights = np.random.default_rng(1).standard_normal((5, 10, 3, 3)).astype(np.float32)
+    x = np.random.default_rng(2).standard_normal((1, 5, 8, 9)).astype(np.float32)
+    nodes = [
+        node("Relu", ["x"], ["r"]), node("Concat", ["x", "r"], ["both"], axis=1),
+        node("Conv", ["both", "w"], ["c"], pads=[1, 1, 1, 1]), node("Concat", ["c", "both"], ["y"], axis=1),
+    ]  # fmt: skip
+    (y,) = run(nodes, (1, 5, 8, 9), ["y"], {"w": weights}, x)
+    both = np.concatenate([x, np.maximum(x, 0)], 1)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(both, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3))
+    want = np.einsum("nchwij,kcij->nkhw", windows, weights)
+    np.testing.assert_allclose(y, np.concatenate([want, both], 1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_constant_that_is_added_to_a_transpose() -> None:
+    """Likewise, with a constant, which costs nothing to transpose, over and over."""
+    rng = np.random.default_rng(1)
+    w, c, m = (rng.standard_normal(s).astype(np.float32) for s in ((8, 2, 3), (1, 8, 1, 7), (7, 7)))
+    x = rng.standard_normal((1, 8, 7)).astype(np.float32)
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], group=4, pads=[1, 1]), node("Unsqueeze", ["a", "two"], ["b"]),
+        node("Add", ["c", "b"], ["d"]), node("MatMul", ["d", "m"], ["z"]),
+    ]  # fmt: skip
+    b, z = run(nodes, (1, 8, 7), ["b", "z"], {"w": w, "c": c, "m": m, "two": ints(2)}, x)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (0, 0), (1, 1))), 3, 2)
+    groups = np.repeat(np.arange(4), 2)
+    want = np.stack([np.einsum("nclk,ck->nl", windows[:, 2 * g : 2 * g + 2], w[k]) for k, g in enumerate(groups)], 1)
+    np.testing.assert_allclose(b, want[:, :, None], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(z, (want[:, :, None] + c) @ m, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("given", [[2.5, 1], [-1, 1], ["", 1], [True, 1], 5, "ab"])
 def test_shapes_given_by_the_user_are_checked(given: Any) -> None:
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "m"])

@@ -1,7 +1,7 @@
 """Chains of memory-bound operators in stitch and its peers, beside what the machine allows.
 
     python -m benchmarks.chains [--cases PATTERN ...] [--sizes small,l3,dram] [--threads 1,2] [--engines NAME,...]
-                                [--rounds N] [--json FILE] [--plot FILE.svg] [--record]
+                                [--rounds N] [--json FILE] [--plot FILE] [--record]
     python -m benchmarks.chains --against FILE.json     # stitch alone, beside the peers of an earlier run
 
 Each engine is a process; outputs are compared with a float64 oracle before anything is timed, and then the engines

@@ -235,5 +235,5 @@ def picture(path: Path, rows: Sequence[Row]) -> None:
     handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=len(handles), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / high))
-    figure.savefig(path)
+    figure.savefig(path, dpi=110)
     plt.close(figure)

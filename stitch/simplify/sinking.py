@@ -29,13 +29,19 @@ def _undone(r: Rewriter, v: Value, perm: Perm) -> bool:
     return node is not None and stays([node.attrs["perm"][p] for p in perm], node.inputs[0].shape)
 
 
+def _spared(r: Rewriter, v: Value) -> float:
+    """The bytes that are not moved if a transpose is undone: none of a constant, which would be transposed now."""
+    node = r.maker(v, "transpose")
+    return 0.0 if node is not None and r.maker(node.inputs[0], "const") is not None else weight(v)
+
+
 def _shared_perm(r: Rewriter, inputs: Sequence[Value]) -> Perm | None:
     """The permutation that operands are transposes by, if undoing it on all of them moves fewer bytes than it saves."""
     perms = {node.attrs["perm"]: None for v in inputs if (node := r.maker(v, "transpose")) is not None}
     best, most = None, 0.0
     for perm in perms:
         back = inverse(perm)
-        saved = sum(weight(v) if _undone(r, v, back) else -_relaying(r, v, back) for v in inputs)
+        saved = sum(_spared(r, v) if _undone(r, v, back) else -_relaying(r, v, back) for v in inputs)
         if saved > most:
             best, most = perm, saved
     return best

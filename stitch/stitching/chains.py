@@ -60,6 +60,8 @@ def parts(
     is made on the way is needed only there. `cluster`: the nodes that one is in so far; `users`: the computed nodes
     that read a value."""
     last = tuple(cluster(node))
+    if _contractions(last) > 1:
+        return None
     for operand in node.inputs:
         found = _between(flow, operand, cluster)
         if found is None:
@@ -72,6 +74,10 @@ def parts(
         if inner and whole and node not in first:
             return Parts(first, rows, last)
     return None
+
+
+def _contractions(nodes: Sequence[Node]) -> int:
+    return sum(n.prim == "contract" for n in nodes)
 
 
 def _between(
@@ -89,6 +95,8 @@ def _between(
             return False
         mine = cluster(n)
         head = next((m for m in mine if m.prim == "contract"), None)
+        if _contractions(mine) > 1:  # a chain already: what it makes is in memory
+            return False
         if head is not None:
             heads[head] = tuple(mine)
             leads[n] = True
