@@ -2,9 +2,10 @@
 
     div(x, c)  ->  fma(x, h, x * l)      h + l = 1 / c within 2^-48, h nearer to zero, l of its sign
 
-The result is x / c rounded correctly, but for the few x whose quotient is that close to the middle of two floats; a quotient that is a float is exact, and an infinite x goes through, for l is not zero. Below 2^-100 it may be
-off by a unit in the last place. (One constant for all elements is left to the code generator, which tries all x that
-might go wrong.)
+The result is x / c rounded correctly, but for the few x whose quotient is that close to the middle of two floats; a
+quotient that is a float is exact, and an infinite x goes through, for l is not zero. Below 2^-100 it may be off by a
+unit in the last place. (One constant for all elements is left to the code generator, which tries all x that might go
+wrong.)
 """
 
 from __future__ import annotations
