@@ -41,7 +41,8 @@ def _read() -> str:
 def origin() -> str:
     """Command, date, machine and versions, as a list."""
     module = sys.modules["__main__"].__spec__
-    command = shlex.join(["python", "-m", module.name if module else "benchmarks", *sys.argv[1:]])
+    given = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]  # places of this machine say nothing
+    command = shlex.join(["python", "-m", module.name if module else "benchmarks", *given])
     versions = [f"Python {platform.python_version()}"]
     for package in PACKAGES:
         try:
