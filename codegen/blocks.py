@@ -5,8 +5,8 @@
       for row of the block: memory-bound work on the row, in tiles and registers        what is between
       for panel: tile[rows, lanes] := block . panel;  stores                            the second contraction
 
-A block has as many rows as a register tile of both contractions, so that the blocks stay in L2 and each panel is read
-once for each block.
+A block has as many rows as a register tile of both contractions, so that each panel is read once for each block. With
+14 rows two blocks of float32 stay in an L2 of 1 MB up to some 9,000 columns; longer ones go through the next cache.
 """
 
 from __future__ import annotations

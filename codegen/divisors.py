@@ -78,6 +78,7 @@ class _Divisors:
         self._before: list[Stmt] = []
         self._parts: dict[object, tuple[Expr, Expr, Expr]] = {}
         self._memo: dict[tuple[int, bool], Expr] = {}
+        self._known: dict[tuple[int, bool], bool] = {}
         inside = list(walk(loop.body))
         self._axes = {loop.axis} | {s.axis for s in inside if isinstance(s, Loop)}
         self._locals = {s.local for s in inside if isinstance(s, Define)}
@@ -116,6 +117,12 @@ class _Divisors:
     def _stays(self, e: Expr, guarded: bool) -> bool:
         """Whether an expression has the same value in every iteration, and, if it is evaluated under a guard, one that
         can be had without."""
+        key = id(e), guarded
+        if key not in self._known:
+            self._known[key] = self._stays_the_same(e, guarded)
+        return self._known[key]
+
+    def _stays_the_same(self, e: Expr, guarded: bool) -> bool:
         match e:
             case Literal():
                 return True

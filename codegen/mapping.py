@@ -41,8 +41,9 @@ OPEN = 512
 """What an extent with symbols is taken to be at least, where lanes along it are weighed: loops over short rows are
 slow either way, but long ones had better be read as they lie."""
 
-DOUBT = 1.2
-"""Factor for lanes along a dim that an input leaves open, and that may well be 1, as batches often are."""
+DOUBT = 1.5
+"""Factor for lanes along a dim that an input leaves open, and that may well be 1, as batches often are, where there are
+other axes that lanes could run along."""
 
 TURNED = 6.0
 """Cost of one that is transposed in registers."""
@@ -61,7 +62,9 @@ def phase(
 
     def beside_price(n: Nest, a: Axis) -> float:
         turned = partial(across.turns, work, axes, a, n) if adaptive else None
-        return _price(n, a, target, fixed, adaptive, turned) * (DOUBT if adaptive and _is_open(a) else 1)
+        return _price(n, a, target, fixed, adaptive, turned) * (
+            DOUBT if adaptive and len(axes) > 1 and _is_open(a) else 1
+        )
 
     beside = {a: sum(weight(n, axes) * beside_price(n, a) for n in work) for a in axes if a not in fixed_axes}
     best = min(beside, key=beside.__getitem__, default=None)
