@@ -12,7 +12,10 @@ import numpy.typing as npt
 import pytest
 
 from stitch import dtypes, target
+from stitch.access import Axis, index
+from stitch.codegen import divisors
 from stitch.codegen.bits import NumpyBuilder
+from stitch.codegen.loops import Apply, Buffer, Define, Expr, Loop, Phase, Read, Store
 from stitch.codegen.quotients import reciprocal
 from stitch.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from stitch.evaluate import evaluate
@@ -154,6 +157,19 @@ def test_quotients_by_one_number_for_each_row(on: Target) -> None:
     graph = b.finish({"y": b.div(given, rows)})
     (got,) = pipeline.run(pipeline.compile(graph, target=on), {"x": x, "d": d})
     assert_quotients(got, x, d)
+
+
+def test_divisors_of_which_parts_are_shared_take_linear_time() -> None:
+    """Whether one stays the same is asked once for each part of it, however often it occurs."""
+    row, lane = Axis("i", 8), Axis("j", 4096)
+    x, total, y = Buffer("x", FLOAT32, 8 * 4096), Buffer("d", FLOAT32, 8), Buffer("y", FLOAT32, 8 * 4096)
+    d: Expr = Read(total, index(0, (row, 1)))
+    for _ in range(60):
+        d = Apply("max", (d, d), FLOAT32)
+    at = index(0, (row, 4096), (lane, 1))
+    loop = Loop(lane, (Store(y, at, Apply("div", (Read(x, at), d), FLOAT32)),), (), "vector", None, 4)
+    found = divisors.shared(Phase((row,), (loop,)), 16).body
+    assert [type(s) for s in found] == [Define] * 5 + [Loop]
 
 
 @EVERY
