@@ -58,6 +58,7 @@ TABLE = """
     stitch.simplify.winograd
     stitch.simplify.sinking
     stitch.simplify.hoisting
+    stitch.simplify.linear
     stitch.simplify.pieces
     stitch.simplify.passes
     stitch.simplify

@@ -16,6 +16,7 @@ from stitch.simplify.algebra import ALGEBRA
 from stitch.simplify.contractions import CONTRACTION, DECOMPOSITION
 from stitch.simplify.folding import FOLDING
 from stitch.simplify.hoisting import Plans
+from stitch.simplify.linear import distribute
 from stitch.simplify.moments import MOMENTS
 from stitch.simplify.movement import MOVEMENT
 from stitch.simplify.permutations import stays, weight
@@ -32,7 +33,7 @@ def simplify(graph: Graph) -> Graph:
 
     A change of layout is kept if fewer bytes are moved after it, or as many in fewer nodes.
     """
-    graph = _settled(graph, decompose, tidy, fold)
+    graph = _settled(distribute(_settled(graph, tidy, fold)), decompose, tidy, fold)
     for _ in range(_ROUNDS):
         after = _settled(hoist(_settled(graph, sink, tidy, fold)), decompose, tidy, fold)
         if _burden(after) >= _burden(graph):
