@@ -184,7 +184,7 @@ def block(
     t = Tiling(names, part, target, (rows, clip))
     extent = t.column.extent
     given = t.constant()
-    if given is None and (t.panel.extent == 1 or not t.is_contiguous):
+    if given is None and not t.is_contiguous:
         packed = t.packed_here(t.first)
         body = _looped(t.panel, (*packed.before, *t.body(packed, t.first, _clip(t.width, t.panel, extent))))
     elif given is not None or (isinstance(extent, int) and extent % t.width == 0):
