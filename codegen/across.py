@@ -136,7 +136,7 @@ class _Stage(Rewriter):
         self.guarded = _guarded(nest)
 
     def _expr(self, e: Expr) -> Expr:
-        if isinstance(e, Read) and e.buffer.space == "global" and e.buffer not in self.stored:
+        if isinstance(e, Read) and e.buffer.space != "tile" and e.buffer not in self.stored:
             inner = _side(e.index, self.tiles.vector, self.subject)
             if inner is not None and id(e) not in self.guarded:
                 return self.tiles.read(e, inner)
@@ -144,7 +144,7 @@ class _Stage(Rewriter):
 
     def stmt(self, s: Stmt) -> Stmt:
         out = super().stmt(s)
-        if isinstance(out, Store) and out.buffer.space == "global" and out.buffer not in self.seen:
+        if isinstance(out, Store) and out.buffer.space != "tile" and out.buffer not in self.seen:
             inner = _side(out.index, self.tiles.vector, self.subject)
             if inner is not None:
                 return self.tiles.store(out, inner)
@@ -339,7 +339,7 @@ def cut(
     position = access.add(start, access.of(lanes))
 
     def change(buffer: Buffer | None, i: Index) -> Index:
-        if buffer is None or buffer.space == "global":
+        if buffer is None or buffer.space != "tile":
             return i.substitute({vector: position})
         return access.add(i.times(block), access.of(lanes))
 

@@ -1,12 +1,13 @@
-"""A chain as one phase: each task takes a block of rows through contractions and what is between them.
+"""A chain as one phase: each task takes a block of rows through contractions and what is beside them.
 
     parallel (batch, block of rows)
       for panel: tile[rows, lanes] := a . panel;  block[rows, columns] := epilogue      the first contraction
       for row of the block: memory-bound work on the row, in tiles and registers        what is between
       for panel: tile[rows, lanes] := block . panel;  stores                            the second contraction
 
-A block has as many rows as a register tile of both contractions, so that each panel is read once for each block. With
-14 rows two blocks of float32 stay in an L2 of 1 MB up to some 9,000 columns; longer ones go through the next cache.
+A block has as many rows as a register tile of all contractions, so that each panel is read once for each block. With
+14 rows two blocks of float32 stay in an L2 of 1 MB up to some 9,000 columns; longer ones go through the next cache. A
+chain without an axis to cut takes all rows of a point at once, in several register tiles.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from stitch.codegen.contract import main_tiles
 from stitch.codegen.loops import Buffer, Clip, Loop, Phase, Stmt
 from stitch.codegen.lower import Names, nests
 from stitch.codegen.lower import tiles_of as tiles_in
+from stitch.codegen.peeling import peeled
+from stitch.codegen.splitting import Work
 from stitch.dims import Dim
 from stitch.stitching import schedule
 from stitch.stitching.schemes import estimate
@@ -32,17 +35,24 @@ MANY = 1024
 
 def phase(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Constant]]:
     """The loops of a chain, its tiles, and the constants that it reads in an order of its own."""
-    kernel = names.kernel
-    chain = kernel.chain
+    chain = names.kernel.chain
     assert chain is not None
-    extent: Dim = chain.row.extent if chain.row is not None else 1
+    loops, tiles, packed = _all_rows(names, target) if chain.row is None else _some_rows(names, target)
+    tiles += tuple(t.buffer for t in names.tiles.values())
+    return loops, tuple(dict.fromkeys(tiles)), packed
+
+
+def _some_rows(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Constant]]:
+    """A register tile of rows at a time."""
+    kernel, chain = names.kernel, names.kernel.chain
+    assert chain is not None
+    assert chain.row is not None
+    extent = chain.row.extent
     rows = height(kernel, extent, target)
     outer, inner = Axis("qo", dims.ceil_div(extent, rows)), Axis("q", rows)
-    moved = {}
-    if chain.row is not None:
-        moved[chain.row] = access.add(access.of(outer).times(rows), access.of(inner))
-    whole = outer.extent == 1 or (isinstance(extent, int) and extent % rows == 0)
-    clip = None if whole else Clip(rows, outer, extent)
+    moved = {chain.row: access.add(access.of(outer).times(rows), access.of(inner))}
+    exact = outer.extent == 1 or (isinstance(extent, int) and extent % rows == 0)
+    clip = None if exact else Clip(rows, outer, extent)
     axes = (*chain.batch, outer) if outer.extent != 1 else chain.batch
     names.block = axes
     body: list[Stmt] = []
@@ -52,7 +62,7 @@ def phase(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict
         part = given.substitute(moved)
         if part.contraction is not None:
             here = schedule.Phase(axes, part.groups, _in_block(part.contraction, axes, inner))
-            stmts, own, panels = tiling.block(names, here, target, rows, clip)
+            stmts, own, panels = tiling.block(names, here, target, (rows, clip))
             packed |= panels
             body += stmts
         else:
@@ -62,8 +72,34 @@ def phase(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict
             own = tiles_in(work)
             body += stmts if inner.extent == 1 else (Loop(inner, stmts, (), "serial", clip),)
         tiles += own
-    tiles += [t.buffer for t in names.tiles.values()]
-    return Phase(axes, tuple(body), _grain(kernel, rows)), tuple(dict.fromkeys(tiles)), packed
+    return Phase(axes, tuple(body), _grain(kernel, rows)), tuple(tiles), packed
+
+
+def _all_rows(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Constant]]:
+    """All rows at a point of the batch axes: the phases as they would be mapped by themselves, their tasks as loops."""
+    kernel, chain = names.kernel, names.kernel.chain
+    assert chain is not None
+    names.block = chain.batch
+    body: list[Stmt] = []
+    tiles: list[Buffer] = []
+    packed: dict[Buffer, Constant] = {}
+    rows: Dim = 1
+    for part in kernel.phases:
+        if part.contraction is not None:
+            rows = dims.product(x.extent for x in part.contraction.rows)
+            stmts, own, panels = tiling.block(names, part, target, None)
+            packed |= panels
+        else:
+            inner = tuple(a for a in part.parallel if a not in chain.batch)
+            loops, own, relaid = mapping.phase(Work(inner, tuple(nests(names, part))), target, names.constants())
+            packed |= relaid
+            loops = peeled(replace(loops, axes=(*chain.batch, *loops.axes)))
+            stmts = loops.body
+            for a in reversed(loops.axes[len(chain.batch) :]):
+                stmts = (Loop(a, stmts),)
+        body += stmts
+        tiles += own
+    return Phase(chain.batch, tuple(body), _grain(kernel, rows)), tuple(tiles), packed
 
 
 def _in_block(heavy: schedule.Contraction, axes: tuple[Axis, ...], inner: Axis) -> schedule.Contraction:
@@ -91,7 +127,7 @@ def height(kernel: schedule.Kernel, extent: Dim, target: Target) -> int:
     return min(range(most, 0, -1), key=cost)
 
 
-def _grain(kernel: schedule.Kernel, rows: int) -> Dim:
+def _grain(kernel: schedule.Kernel, rows: Dim) -> Dim:
     """Tasks that make up a chunk."""
     total: Dim = 64
     for p in kernel.phases:

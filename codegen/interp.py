@@ -264,7 +264,7 @@ class _Machine:
         if memory.size == 0:
             return np.zeros(at.shape, buffer.dtype)
         safe = np.where(inside, at, 0)
-        if buffer.space == "tile" and (wanted & ~self.stored[buffer][safe]).any():
+        if buffer.space != "global" and (wanted & ~self.stored[buffer][safe]).any():
             raise Fault(f"{buffer.name}[{at[wanted & ~self.stored[buffer][safe]][0]}] is read before it is stored")
         return np.where(wanted, memory[safe], np.zeros(1, buffer.dtype)).astype(buffer.dtype)
 

@@ -66,12 +66,13 @@ class Local(Variable):
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """Linear memory of `size` elements. `global`: a parameter of the kernel; `tile`: the worker's scratch."""
+    """Linear memory of `size` elements. `global`: a parameter of the kernel; `tile`: the worker's scratch; `block`: as
+    `tile`, where several nests rely on the order of its elements."""
 
     name: str
     dtype: np.dtype
     size: Dim
-    space: Choice["global", "tile"] = "global"
+    space: Choice["global", "tile", "block"] = "global"
 
 
 # ------------------------------------------------------------------ expressions

@@ -142,7 +142,7 @@ def _store(names: Names, phase: Phase, root: Root, value: Expr) -> Store:
     if block:  # rows that do not all fall into the same sets of a cache
         shape = (*shape[:-1], shape[-1] + SKEW)
     dtype = value.dtype if value.dtype != dtypes.BOOL else root.value.dtype
-    tile = Tile(Buffer("t", dtype, _product(shape), "tile"), shape, parallel)
+    tile = Tile(Buffer("t", dtype, _product(shape), "block" if block else "tile"), shape, parallel)
     names.tiles[root.value] = tile
     return Store(tile.buffer, tile.index(root.store), value)
 

@@ -56,11 +56,16 @@ class _Panel:
 class Tiling:
     """One contraction cut into register tiles: what its loops are made of.
 
-    `rows`: for the rows of a block, which are one tile: how many, and how many of them exist. Axes that other phases go
-    over too then stay as they are."""
+    `inside` a task, axes that other phases go over too stay as they are. `rows`: for the rows of a block, which are one
+    tile: how many, and how many of them exist."""
 
     def __init__(
-        self, names: Names, part: schedule.Phase, target: Target, rows: tuple[int, Clip | None] | None = None
+        self,
+        names: Names,
+        part: schedule.Phase,
+        target: Target,
+        inside: bool = False,
+        rows: tuple[int, Clip | None] | None = None,
     ) -> None:
         heavy = part.contraction
         assert heavy is not None
@@ -71,7 +76,7 @@ class Tiling:
         del names.results[heavy.node.output]  # the tile is there for this phase only
         self.a, a = names.operand(heavy.a)
         roles = _Roles(heavy.batch, heavy.rows, heavy.columns, heavy.summed, a, heavy.b.offset, nest)
-        self.roles = roles = _merge(roles, SIDES if rows is None else SIDES[2:])
+        self.roles = roles = _merge(roles, SIDES[2:] if inside else SIDES)
         self.column = column = _contiguous(roles) or Axis("n", 1)
         by = partial(_height, roles.a)
         self.row = row = max(reversed(roles.rows), key=by, default=Axis("m", 1))
@@ -178,25 +183,29 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
 
 
 def block(
-    names: Names, part: schedule.Phase, target: Target, rows: int, clip: Clip | None
+    names: Names, part: schedule.Phase, target: Target, rows: tuple[int, Clip | None] | None
 ) -> tuple[tuple[Stmt, ...], tuple[Buffer, ...], dict[Buffer, Panels]]:
-    """All columns of some rows: a loop over panels inside a task."""
-    t = Tiling(names, part, target, (rows, clip))
+    """All columns of some rows inside a task: loops over panels and, if these rows are not one tile, over tiles."""
+    t = Tiling(names, part, target, True, rows)
     extent = t.column.extent
+
+    def tiles(panel: _Panel, first: Index, columns: Clip | None) -> tuple[Stmt, ...]:
+        return _looped(t.tile, t.body(panel, first, columns))
+
     given = t.constant()
     if given is None and not t.is_contiguous:
         packed = t.packed_here(t.first)
-        body = _looped(t.panel, (*packed.before, *t.body(packed, t.first, _clip(t.width, t.panel, extent))))
+        body = _looped(t.panel, (*packed.before, *tiles(packed, t.first, _clip(t.width, t.panel, extent))))
     elif given is not None or (isinstance(extent, int) and extent % t.width == 0):
-        body = _looped(t.panel, t.body(given or t.in_place(), t.first, _clip(t.width, t.panel, extent)))
+        body = _looped(t.panel, tiles(given or t.in_place(), t.first, _clip(t.width, t.panel, extent)))
     else:  # the operand is read in place, but for a panel that is not full: that is packed
         full = extent // t.width
         short = Axis("ns", dims.ceil_div(extent, t.width) - full)
         first = Index(full * t.width)
         packed = t.packed_here(first)
-        rest = t.body(packed, first, Clip(t.width, short, extent - full * t.width))
+        rest = tiles(packed, first, Clip(t.width, short, extent - full * t.width))
         t.panel = Axis("no", full)
-        whole = _looped(t.panel, t.body(t.in_place(), t.first, None))
+        whole = _looped(t.panel, tiles(t.in_place(), t.first, None))
         body = (*whole, Loop(short, (*packed.before, *rest)))
     for x in reversed(t.others):
         body = _looped(x, body)

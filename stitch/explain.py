@@ -32,7 +32,7 @@ REASONS: Mapping[str, str] = {
     "alone": "one operator: nothing that it reads, or that reads it, could join it",
     "opaque": "stores where data says (scatter), so nothing joins it",
     "global": "a reader needs more of a value than one task makes: memory and a barrier between them",
-    "chained": "two matmuls and what is between them: a task takes some rows through all of it, in a cache",
+    "chained": "a matmul and what is made of its rows, or for them: a task takes some rows through all of it",
     "over-budget": "a tile would not fit the cache budget, so it is a buffer",
     # why two kernels are not one
     "operand": "the reader is a matmul or convolution, which reads its operands from memory",

@@ -69,6 +69,7 @@ TABLE = """
     stitch.stitching.dominants
     stitch.stitching.contractions
     stitch.stitching.schemes
+    stitch.stitching.stages
     stitch.stitching.chains
     stitch.stitching.clusters
     stitch.stitching.stitch

@@ -1,48 +1,36 @@
-"""A chain: a contraction, memory-bound work on rows of its result, and a contraction that reads what comes of it.
+"""A chain: contractions and memory-bound work on rows beside them, in one kernel without a barrier.
 
-    scores = q . k^T;   weights = softmax(scores * scale + mask);   out = weights . v
+No value between the stages of a chain (see `stitch.stitching.stages`) needs more than whole rows of the one before
+(AStitch's regional scheme), so a task takes some rows through all of them while they are in a cache. In attention,
+nothing as large as queries x keys is ever in memory (as in Dao et al. 2022, "FlashAttention", but with whole rows,
+which fit a CPU's cache); what a depthwise convolution makes goes into the next product from there.
 
-No value between the two contractions needs more than whole rows of the result of the first (AStitch's regional scheme),
-so a task computes some rows of it, all columns, works on them while they are in a cache, and multiplies them by the
-second operand: nothing as large as queries x keys is ever in memory (as in Dao et al. 2022, "FlashAttention", but with
-whole rows, which fit a CPU's cache). Nothing here knows attention: any memory-bound work will do that data flow shows
-to go row by row, with whatever else it reads.
-
-The parts are found (`parts`) while clusters grow; `kernel` makes one kernel of three, over the axes of the first.
+`kernel` makes one kernel of the stages, over the axes that all of them share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stitch import access, dims
 from stitch.access import Axis, Index
 from stitch.graph import Node, Value
-from stitch.ops.primitives import PRIMITIVES
 from stitch.stitching import contractions, dominants, schemes
-from stitch.stitching.schedule import Chain, Contraction, Kernel, Phase, Placement
+from stitch.stitching.schedule import Chain, Contraction, Group, Kernel, Phase, Placement
+from stitch.stitching.stages import Stages
 from stitch.stitching.trace import Access, Flow
 
-MOST = 200
-"""Nodes that are looked at behind a contraction: what is between two of them is rarely more than a dozen."""
+TASKS = 16
+"""Blocks of rows from which there are enough of them for several workers: with fewer, one contraction by itself is
+better cut along its columns, too."""
 
-
-@dataclass(frozen=True)
-class Parts:
-    """The nodes of a chain."""
-
-    first: tuple[Node, ...]  # a contraction and its epilogue
-    rows: tuple[Node, ...]
-    last: tuple[Node, ...]  # likewise
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        return (*self.first, *self.rows, *self.last)
+ROWS = 8
+"""Rows of a block from which a register tile is filled well enough."""
 
 
 class Unchained(Exception):
-    """These parts are not one kernel."""
+    """These stages are not one kernel."""
 
 
 class Unturned(Exception):
@@ -53,140 +41,160 @@ class Unturned(Exception):
         self.nodes = nodes
 
 
-def parts(
-    flow: Flow, node: Node, cluster: Callable[[Node], Sequence[Node]], users: Mapping[Value, Sequence[Node]]
-) -> Parts | None:
-    """The chain that ends with a contraction, if memory-bound nodes lead from one other contraction to it, and all that
-    is made on the way is needed only there. `cluster`: the nodes that one is in so far; `users`: the computed nodes
-    that read a value."""
-    last = tuple(cluster(node))
-    if _contractions(last) > 1:
-        return None
-    for operand in node.inputs:
-        found = _between(flow, operand, cluster)
-        if found is None:
-            continue
-        first, rows = found
-        home = {*first, *rows, *last}
-        made = {n.output: n for n in (*first, *rows)}
-        inner = all(u in home for v in made for u in users.get(v, ()))
-        whole = not any(v in flow.graph.outputs for v in made)
-        if inner and whole and node not in first:
-            return Parts(first, rows, last)
-    return None
-
-
-def _contractions(nodes: Sequence[Node]) -> int:
-    return sum(n.prim == "contract" for n in nodes)
-
-
-def _between(
-    flow: Flow, operand: Value, cluster: Callable[[Node], Sequence[Node]]
-) -> tuple[tuple[Node, ...], tuple[Node, ...]] | None:
-    """The one contraction's cluster behind an operand, and the nodes that lead from there to it."""
-    leads: dict[Node, bool] = {}
-    heads: dict[Node, tuple[Node, ...]] = {}
-
-    def visit(n: Node) -> bool:
-        if n in leads:
-            return leads[n]
-        leads[n] = False
-        if not flow.is_computed(n) or len(leads) > MOST:
-            return False
-        mine = cluster(n)
-        head = next((m for m in mine if m.prim == "contract"), None)
-        if _contractions(mine) > 1:  # a chain already: what it makes is in memory
-            return False
-        if head is not None:
-            heads[head] = tuple(mine)
-            leads[n] = True
-            return True
-        if len(mine) > 1 or PRIMITIVES[n.prim].kind not in ("elementwise", "reduction"):
-            return False
-        makers = [flow.producer.get(e.value) for e in flow.reads(n)]
-        found = [visit(p) for p in makers if p is not None]
-        leads[n] = any(found)
-        return leads[n]
-
-    starts = [p for e in flow.edges(operand) if (p := flow.producer.get(e.value)) is not None]
-    if len(starts) != 1 or not visit(starts[0]) or len(heads) != 1 or len(leads) > MOST:
-        return None
-    (first,) = heads.values()
-    rows = tuple(n for n in leads if leads[n] and n not in first)
-    # Without a reduction no row has to be whole: what is elementwise is done best where tiles are made or read.
-    return (first, rows) if any(PRIMITIVES[n.prim].kind == "reduction" for n in rows) else None
-
-
 def kernel(
     flow: Flow,
     name: str,
-    found: Parts,
+    stages: Stages,
     leaving: Collection[Value],
     outside: Callable[[Collection[Node]], Callable[[Value], bool]],
     order: Mapping[Node, int],
     budget: int,
 ) -> Kernel:
-    """The parts as one kernel. `outside(nodes)` tells what is in memory before these run, `order` where nodes stand in
-    the graph. Raises Unchained, Unturned, or Blocked."""
-    read = {e.value for n in found.rows for e in flow.reads(n)}
-    first = contractions.kernel(flow, name, found.first, {n.output for n in found.first} & read, outside(found.first))
-    last = contractions.kernel(flow, name, found.last, leaving, outside(found.last))
-    wanted = {e.value for n in found.last for e in flow.reads(n)}
-    passed = {n.output for n in found.rows} & wanted
-    rows, placements = _rows(flow, sorted(found.rows, key=order.__getitem__), passed, outside(found.rows), budget)
-    head, tail = first.phases[0], last.phases[0]
-    heavy, final = head.contraction, tail.contraction
-    assert heavy is not None
-    assert final is not None
-    if len(passed) != 1 or final.a.value not in passed or final.a.linear or final.b.value in passed:
-        raise Unchained
-    shared = (*heavy.batch, *heavy.rows)
-    stores = {r.value: r.store for g in head.groups for r in g.roots}
-    rows = _over(shared, stores, rows, [a for g in rows.groups for a in g.accesses])
-    stores = {r.value: r.store for g in rows.groups for r in g.roots}
-    finer = _finer(shared, stores, final.a)
-    if finer:
-        head, rows = head.substitute(finer), rows.substitute(finer)
-        stores = {r.value: r.store for g in rows.groups for r in g.roots}
-        shared = rows.parallel
-    assert head.contraction is not None
-    heavy = head.contraction
-    row = max(reversed(heavy.rows), key=lambda a: schemes.estimate(a.extent), default=None)
-    tail = _over(shared, stores, tail, [final.a], keep=final.summed)
-    assert tail.contraction is not None
-    if any(a in shared for a in (*tail.contraction.columns, *tail.contraction.summed)):
-        raise Unchained
-    astray = [c.node for c in (heavy, tail.contraction) if not _is_readable(flow, c)]
-    if astray:
+    """The stages as one kernel. `outside(nodes)` tells what is in memory before these run, `order` where nodes stand in
+    the graph, `budget` how many bytes of a cache a task may fill. Raises Unchained, Unturned, or Blocked."""
+    whole = outside(stages.nodes)  # what another stage makes is no buffer that a reshape could view linearly
+    wanted = [{e.value for n in part for e in flow.reads(n)} for part in stages.parts]
+    phases: list[Phase] = []
+    where: dict[Value, Placement] = {}
+    for k, part in enumerate(stages.parts):
+        made = {n.output for n in part}
+        passed = made & {v for later in wanted[k + 1 :] for v in later}
+        away = passed | made & set(leaving)
+        nodes, ready = sorted(part, key=order.__getitem__), outside(part)
+        if any(n.prim == "contract" for n in part):
+            alone = contractions.kernel(flow, name, nodes, away, ready, whole)
+            phases += alone.phases
+            where |= alone.placements
+        else:
+            phases.append(_one_phase(dominants.groups(flow, nodes, away, ready, whole=whole), budget))
+        where |= dict.fromkeys(passed - set(leaving), "block")
+    phases, shared = _together(phases, wanted)
+    heavy = [p.contraction for p in phases if p.contraction is not None]
+    astray = [c.node for c in heavy if not _is_readable(flow, c)]
+    if astray and len(heavy) > 1:
         raise Unturned(*astray)
+    rows = next(tuple(a for a in c.rows if a in shared) for c in heavy)
+    row, all_rows = max(reversed(rows), key=lambda a: schemes.estimate(a.extent), default=None), False
+    if any(_is_packed(flow, c) and _panels(c) > budget for c in heavy):
+        raise Unchained  # they are read again for each block of rows, and so have to stay in a cache
+    if len(heavy) == 1:
+        row, all_rows = _pays(flow, heavy[0], shared, rows, budget)
     batch = tuple(a for a in shared if a is not row)
-    own = (row,) if row is not None else ()
-    chain = Chain(batch, row)
-    head = Phase(batch, head.groups, replace(heavy, batch=batch, rows=own))
-    tail = Phase(batch, tail.groups, replace(tail.contraction, batch=batch, rows=own))
-    where: dict[Value, Placement] = {**first.placements, **placements, **last.placements}
-    where |= dict.fromkeys((*(v for v, p in first.placements.items() if p == "buffer"), *passed), "block")
-    return Kernel(name, (head, rows, tail), where, tuple(sorted(found.nodes, key=order.__getitem__)), chain=chain)
+    phases = [_at(p, batch, row, all_rows) for p in phases]
+    for p in phases:
+        if p.contraction is None:
+            where = _placed(p, where, leaving, budget)
+    nodes = sorted(stages.nodes, key=order.__getitem__)
+    return Kernel(name, tuple(phases), where, tuple(nodes), chain=Chain(batch, None if all_rows else row))
+
+
+def _placed(
+    rows: Phase, where: Mapping[Value, Placement], leaving: Collection[Value], budget: int
+) -> dict[Value, Placement]:
+    """The places so far, and those of what is made in rows: nothing else may leave them. Raises Unchained."""
+    passed = {v for v, p in where.items() if p == "block"}
+    places, _ = schemes.place((rows,), passed | set(leaving), budget)
+    if any(p == "buffer" and v not in leaving and v not in passed for v, p in places.items()):
+        raise Unchained
+    return {**places, **where}
+
+
+def _together(phases: list[Phase], wanted: Sequence[Collection[Value]]) -> tuple[list[Phase], list[Axis]]:
+    """The phases over axes that they share, and these. Raises Unchained."""
+    shared = _shared(phases)
+    for k in range(1, len(phases)):
+        reads, keep = [a for g in phases[k].groups for a in g.accesses], tuple[Axis, ...]()
+        if (c := phases[k].contraction) is not None:
+            _check_operands(c, phases[:k], wanted[k])
+            finer = _finer(shared, _stores(phases[:k]), c.a)
+            phases = [p.substitute(finer) for p in phases[:k]] + phases[k:]
+            shared = [x for a in shared for x in ([a] if a not in finer else finer[a].axes())]
+            reads, keep = [c.a], c.summed
+        phases[k] = _over(shared, _stores(phases[:k]), phases[k], reads, keep)
+    heavy = [p.contraction for p in phases if p.contraction is not None]
+    if any(a in shared for c in heavy for a in (*c.columns, *c.summed)):
+        raise Unchained
+    return phases, shared
+
+
+def _stores(phases: Sequence[Phase]) -> dict[Value, tuple[Index, ...]]:
+    return {r.value: r.store for p in phases for g in p.groups for r in g.roots}
+
+
+def _shared(phases: Sequence[Phase]) -> list[Axis]:
+    """The axes that the first stage has in common with those behind it: all that a contraction does not fold or make,
+    or, of rows, those along which the contraction behind them goes."""
+    first = phases[0]
+    if first.contraction is not None:
+        return [*first.contraction.batch, *first.contraction.rows]
+    heavy = phases[1].contraction
+    assert heavy is not None
+    own = {*heavy.batch, *heavy.rows}
+    store = _stores(phases[:1]).get(heavy.a.value)
+    if store is None or heavy.a.linear:
+        raise Unchained
+    found = {x for mine, theirs in zip(store, heavy.a.at, strict=True) if own & set(theirs.axes()) for x in mine.axes()}
+    if not found <= set(first.parallel):
+        raise Unchained
+    return [a for a in first.parallel if a in found]
+
+
+def _check_operands(c: Contraction, before: Sequence[Phase], wanted: Collection[Value]) -> None:
+    """Only the first operand may come from the stages before."""
+    made = set(_stores(before))
+    if c.a.value not in made or c.a.linear or c.b.value in made or len(made & set(wanted)) != 1:
+        raise Unchained
 
 
 def _is_readable(flow: Flow, c: Contraction) -> bool:
     """Whether panels of the second operand can be read where it is: packed once, or contiguous along columns."""
+    return _is_packed(flow, c) or any(c.b.offset.coefficient(x) == 1 for x in c.columns)
+
+
+def _is_packed(flow: Flow, c: Contraction) -> bool:
     node = flow.producer.get(c.b.value)
-    return (node is not None and node.prim == "const") or any(c.b.offset.coefficient(x) == 1 for x in c.columns)
+    return node is not None and node.prim == "const"
 
 
-def _rows(
-    flow: Flow, nodes: Sequence[Node], passed: set[Value], outside: Callable[[Value], bool], budget: int
-) -> tuple[Phase, dict[Value, Placement]]:
-    """The work between, as one phase, and the places of its values."""
-    made = dominants.groups(flow, nodes, passed, outside)
-    cut = schemes.phases(dominants.sort(dominants.merge(made)), budget)
+def _panels(c: Contraction) -> int:
+    """Bytes of a contraction's second operand at one point of the batch axes, about."""
+    return schemes.estimate(dims.product(x.extent for x in (*c.columns, *c.summed))) * c.node.output.dtype.itemsize
+
+
+def _pays(flow: Flow, c: Contraction, shared: Sequence[Axis], rows: Sequence[Axis], budget: int) -> tuple[Axis, bool]:
+    """Which rows a task of a chain with one contraction takes, and whether all of them: rows must fill register tiles,
+    and be enough for several workers. Raises Unchained."""
+    if not _is_packed(flow, c):
+        raise Unchained
+    widest = max(schemes.estimate(dims.product(x.extent for x in axes)) for axes in (c.summed, c.columns))
+    size = c.node.output.dtype.itemsize
+    for row in reversed(rows):
+        count = schemes.estimate(row.extent, flow.batches)
+        others = schemes.estimate(dims.product(a.extent for a in shared if a is not row), flow.batches)
+        fits = isinstance(row.extent, int) and count * widest * size <= budget // 2
+        if count >= ROWS and fits and others >= TASKS:
+            return row, True
+        if count >= ROWS and others * (count // ROWS) >= TASKS:
+            return row, False
+    raise Unchained
+
+
+def _at(phase: Phase, batch: tuple[Axis, ...], row: Axis | None, whole: bool) -> Phase:
+    """A phase of a task at one point of `batch`. What is before a contraction may have parallel axes of its own, which
+    are loops of a task that takes all rows."""
+    own = (row,) if row is not None else ()
+    if phase.contraction is not None:
+        return Phase(batch, phase.groups, replace(phase.contraction, batch=batch, rows=own))
+    rest = tuple(a for a in phase.parallel if a not in batch and a is not row) if whole else ()
+    return Phase((*batch, *own, *rest), phase.groups)
+
+
+def _one_phase(groups: Sequence[Group], budget: int) -> Phase:
+    """Work before, between or behind contractions, merged, if it is one phase."""
+    cut = schemes.phases(dominants.sort(dominants.merge(groups)), budget)
     if len(cut) != 1:
         raise Unchained
-    placements, _ = schemes.place(cut, passed, budget)
-    if any(p == "buffer" and v not in passed for v, p in placements.items()):
-        raise Unchained
-    return cut[0], placements
+    return cut[0]
 
 
 def _over(

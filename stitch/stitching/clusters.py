@@ -1,8 +1,9 @@
 """Clusters: sets of computed nodes that become one kernel each, grown over the graph without making a cycle.
 
-Contractions go first: each takes the elementwise nodes behind it that see its result one to one (its epilogue), and two
-of them with work on rows between become a chain. Then the memory-bound nodes grow together along data flow, whatever
-they are. A cluster may grow only if no path leaves it and comes back, for then neither side could run first.
+Contractions go first: each takes the elementwise nodes behind it that see its result one to one (its epilogue); two of
+them with work on rows between, and one with such work before or behind it, become a chain. Then the memory-bound nodes
+grow together along data flow, whatever they are. A cluster may grow only if no path leaves it and comes back, for then
+neither side could run first.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable
 from stitch import access
 from stitch.graph import Node, Value
 from stitch.ops.primitives import PRIMITIVES
-from stitch.stitching.chains import Parts, parts
 from stitch.stitching.schedule import Kernel
+from stitch.stitching.stages import Stages, Surroundings
 from stitch.stitching.trace import Blocked, Flow, domain, trace
 
 
@@ -97,7 +98,7 @@ def grow(
     flow: Flow,
     memory_bound: bool = True,
     epilogues: bool = True,
-    chained: Callable[[Clusters, Parts], Kernel | None] = lambda *_: None,
+    chained: Callable[[Clusters, Stages], Kernel | None] = lambda *_: None,
 ) -> Clusters:
     """The clusters of a graph. With `memory_bound` false every memory-bound node stays alone (for ablation). `chained`:
     the kernel of a chain, if it is to be one."""
@@ -106,16 +107,13 @@ def grow(
     if epilogues:
         for n in heavy_nodes:
             _absorb(clusters, n)
+    around = Surroundings(flow, lambda m: clusters.members[clusters.of[m]], clusters.users, clusters.order)
     for n in heavy_nodes:
-        found = parts(flow, n, lambda m: clusters.members[clusters.of[m]], clusters.users)
-        if found is None:
-            continue
-        homes = dict.fromkeys(clusters.of[m] for m in found.nodes)
-        if clusters.can_merge(*homes) and (kernel := chained(clusters, found)) is not None:
-            home, *others = homes
-            for k in others:
-                clusters.merge(home, k)
-            clusters.chains[home] = kernel
+        pair = around.pair(n)
+        if pair is not None:
+            _chain(clusters, pair, chained)
+    for n in heavy_nodes:
+        any(_chain(clusters, found, chained) for found in around.single(n))
     if memory_bound:
         heavy = {clusters.of[n] for n in clusters.nodes if n.prim in ("contract", "scatter", "host")}
         for n in clusters.nodes:
@@ -128,6 +126,18 @@ def grow(
                 if clusters.can_merge(clusters.of[p], clusters.of[n]):
                     clusters.merge(clusters.of[p], clusters.of[n])
     return clusters
+
+
+def _chain(clusters: Clusters, found: Stages, chained: Callable[[Clusters, Stages], Kernel | None]) -> bool:
+    """Makes one cluster of the stages, if they are to be a chain."""
+    homes = dict.fromkeys(clusters.of[m] for m in found.nodes)
+    if not clusters.can_merge(*homes) or (kernel := chained(clusters, found)) is None:
+        return False
+    home, *others = homes
+    for k in others:
+        clusters.merge(home, k)
+    clusters.chains[home] = kernel
+    return True
 
 
 def _absorb(clusters: Clusters, contract: Node) -> None:

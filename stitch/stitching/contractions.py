@@ -35,9 +35,16 @@ class _Domain:
 
 
 def kernel(
-    flow: Flow, name: str, members: Sequence[Node], leaving: Collection[Value], outside: Callable[[Value], bool]
+    flow: Flow,
+    name: str,
+    members: Sequence[Node],
+    leaving: Collection[Value],
+    outside: Callable[[Value], bool],
+    whole: Callable[[Value], bool] | None = None,
 ) -> Kernel:
-    """The kernel of a contraction and the elementwise nodes behind it. Raises Blocked."""
+    """The kernel of a contraction and the elementwise nodes behind it. `outside`: in memory before it runs; `whole`: as
+    complete buffers, which any reshape may view linearly (all of them, if not given). Raises Blocked."""
+    whole = outside if whole is None else whole
     node = next(n for n in members if n.prim == "contract")
     (left, right), (a_labels, b_labels) = node.inputs, (node.attrs["a"], node.attrs["b"])
     out = node.attrs["out"]
@@ -54,11 +61,11 @@ def kernel(
     while True:
         at = tuple(here.at[label] for label in out)
         try:
-            a = _view(flow, left, tuple(here.at[label] for label in a_labels), outside)
-            b = _view(flow, right, tuple(here.at[label] for label in b_labels), outside)
+            a = _view(flow, left, tuple(here.at[label] for label in a_labels), outside, whole)
+            b = _view(flow, right, tuple(here.at[label] for label in b_labels), outside, whole)
             stores = {v: access.through_reshape(v.shape, node.output.shape, at) for v in stored}
             sources = [(v, i) for v, i in stores.items() if v is not node.output]
-            seen = trace(flow, sources, placed, outside)
+            seen = trace(flow, sources, placed, whole)
         except access.NeedsSplit as need:
             here.split(need.axis, need.inner)
         else:
@@ -100,7 +107,13 @@ def _ordered(out: Sequence[int], a: Sequence[int]) -> list[int]:
     return [*out, *(label for label in a if label not in out)]
 
 
-def _view(flow: Flow, operand: Value, at: tuple[Index, ...], outside: Callable[[Value], bool]) -> Access:
+def _view(
+    flow: Flow,
+    operand: Value,
+    at: tuple[Index, ...],
+    outside: Callable[[Value], bool],
+    whole: Callable[[Value], bool],
+) -> Access:
     """The operand as one affine view of a value in memory; what is not has to be put there: Blocked.
 
     It is the innermost such value that is put there: a window over padding needs the padding, not every window."""
@@ -110,7 +123,7 @@ def _view(flow: Flow, operand: Value, at: tuple[Index, ...], outside: Callable[[
             raise Blocked(value)
         node = flow.producer[value]
         x = node.inputs[0]
-        if node.prim == "reshape" and outside(x) and x not in flow.scalars and not access.is_squeeze(node):
+        if node.prim == "reshape" and whole(x) and x not in flow.scalars and not access.is_squeeze(node):
             return Access(x, (access.linear(value.shape, at),), linear=True)
         try:
             at = access.operand_index(node, at)

@@ -162,9 +162,11 @@ def groups(
     outside: Callable[[Value], bool],
     local: bool = True,
     again: Collection[Value] = (),
+    whole: Callable[[Value], bool] | None = None,
 ) -> list[Group]:
-    """The groups of a cluster before merging, in graph order. `outside`: in memory before the cluster runs; `again`:
-    see `dominants`."""
+    """The groups of a cluster before merging, in graph order. `outside`: in memory before the cluster runs; `whole`: as
+    complete buffers, which any reshape may view linearly (all of them, if not given); `again`: see `dominants`."""
+    whole = outside if whole is None else whole
     chosen = dominants(flow, members, leaving, local, again)
     made = {n.output for n in chosen}
 
@@ -173,10 +175,7 @@ def groups(
 
     def walk(root: Root) -> tuple[tuple[Access, ...], tuple[Node, ...]]:
         own = root.source is root.value
-        if own:
-            seen = trace(flow, [(root.source, root.at)], placed, outside)
-        else:
-            seen = _of_source(flow, root, placed, outside)
+        seen = trace(flow, [(root.source, root.at)], placed, whole) if own else _of_source(flow, root, placed, whole)
         return seen.accesses, seen.nodes
 
     return [form(axes, root, walk) for n in chosen for axes, root in roots_of(n)]

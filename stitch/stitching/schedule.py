@@ -112,7 +112,7 @@ class Phase:
 @dataclass(frozen=True, eq=False)
 class Chain:
     """What the phases of a kernel without barriers have in common: one task takes some of `row`, at one point of
-    `batch`, through all of them. Without `row` every task has one."""
+    `batch`, through all of them; without `row`, all rows that the contractions have."""
 
     batch: tuple[Axis, ...]
     row: Axis | None

@@ -4,7 +4,7 @@ clusters      which nodes become one kernel
 dominants     which of their values are made available, and the groups around them, merged
 schemes       phases of groups that share parallel axes, and where each value lives
 contractions  the same for kernels around a matmul or convolution
-chains        two of these and what is between them
+chains        contractions and work on rows beside them (stages: which nodes these are)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from stitch.ops.primitives import PRIMITIVES
 from stitch.stitching import chains, clusters, contractions, dominants, schemes
 from stitch.stitching.legalise import legalise
 from stitch.stitching.schedule import Kernel, Stitched
+from stitch.stitching.stages import Stages
 from stitch.stitching.trace import Blocked, Flow
 
 ALL: frozenset[Scheme] = frozenset(("independent", "local", "regional", "global"))
@@ -61,11 +62,11 @@ def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme], merging: bool) -> 
         inside = {v for n in nodes for v in n.outputs}
         return lambda v: v not in inside and not flow.is_movement(v) and _in_memory(flow, v)
 
-    def chained(so_far: clusters.Clusters, parts: chains.Parts) -> Kernel | None:
-        users = so_far.users
-        away = {n.output for n in parts.last if n.output in outputs or set(users.get(n.output, ())) - set(parts.nodes)}
+    def chained(so_far: clusters.Clusters, found: Stages) -> Kernel | None:
+        home, users = set(found.nodes), so_far.users
+        away = {n.output for n in home if n.output in outputs or set(users.get(n.output, ())) - home}
         try:
-            return chains.kernel(flow, "chain", parts, away, outside, so_far.order, budget)
+            return chains.kernel(flow, "chain", found, away, outside, so_far.order, budget)
         except chains.Unturned as problem:
             unturned.extend(problem.nodes)
         except (chains.Unchained, Blocked):
