@@ -157,6 +157,11 @@ class Memory:
         """Whether all bounds hold."""
         all_hold = literal(True, BOOL)
         for b in bounds:
+            sure = self._known(b)
+            if sure is False:
+                return literal(False, BOOL)
+            if sure:
+                continue
             known = self._known_lanes(b)
             if known is not None:
                 if any("false" in m for m in known):
@@ -172,6 +177,16 @@ class Memory:
                 holds = self.o.binary("and", up, self.o.compare("slt", v, limit))
             all_hold = holds if all_hold.parts == ("true",) else self.o.binary("and", all_hold, holds)
         return all_hold
+
+    def _known(self, b: Bound) -> bool | None:
+        """Whether a bound holds, where it is known; None: that depends."""
+        a = self.affine(b.index)
+        if a.vector is not None or a.terms or a.lane != 0:
+            return None
+        at = a.constant + a.number
+        if dims.prove_le(b.limit, at) or dims.prove_le(at, -1):
+            return False
+        return True if dims.prove_le(0, at) and dims.prove_le(at + 1, b.limit) else None
 
     def _known_lanes(self, b: Bound) -> tuple[str, ...] | None:
         """The masks of a bound in a vector that stands at a known place, as literals."""

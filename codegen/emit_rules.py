@@ -103,8 +103,11 @@ def stored_in(body: tuple[Stmt, ...]) -> frozenset[Buffer]:
 
 
 def unrolls(loop: Loop) -> bool:
-    """Whether a serial loop is written out: a few iterations, as of a window, without a vector loop inside."""
+    """Whether a serial loop is written out: if it says so, or has few iterations, as over a window, without a vector
+    loop inside."""
     if loop.clip is not None or not isinstance(loop.axis.extent, int):
         return False
+    if loop.unroll >= loop.axis.extent:
+        return True
     inner = [s for s in walk(loop.body) if isinstance(s, Loop)]
     return loop.axis.extent <= 4 and all(s.mode == "serial" for s in inner)

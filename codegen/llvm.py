@@ -13,6 +13,7 @@ addresses. What order sums have, and which multiply-adds are fused, is in `emit_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -280,9 +281,29 @@ class _Phase:
                     p for v in self._inside(s, place, now, False) for p in (self.o.parts(v) if varying else v.parts)
                 ]
 
-            totals = _regrouped(totals, self.w.repeat(0, trips, 1, carried, body, stored))
+            start: int | str = 0
+            if s.unroll > 1 and not s.folds:
+                start = self._stepped(s, trips, stored)
+            totals = _regrouped(totals, self.w.repeat(start, trips, 1, carried, body, stored))
         for fold, total in zip(s.folds, totals, strict=True):
             self.m.locals[fold.local] = total
+
+    def _stepped(self, s: Loop, trips: int | str, stored: frozenset[Buffer]) -> int | str:
+        """The iterations of a serial loop that are written out `unroll` at a time; where the rest of them starts."""
+
+        def body(at: str | int, _: list[str]) -> list[str]:
+            for k in range(s.unroll):
+                self._inside(s, (at, k) if isinstance(at, str) else ("", at + k), [], False)
+            return []
+
+        if isinstance(trips, int):
+            stop: int | str = trips - trips % s.unroll
+        else:
+            over = self.w.pure(f"urem i64 {trips}, {s.unroll}", trips)
+            stop = self.w.pure(f"sub i64 {trips}, {over}", trips, over)
+        self.w.repeat(0, stop, s.unroll, [], body, stored)
+        self._forget(stored)
+        return stop
 
     # ------------------------------------------------------------------ vector loops
 
@@ -318,7 +339,8 @@ class _Phase:
                 start = self.w.pure(f"sub i64 {n}, {part}", n, part)
                 head = self._span(s, main_end, start, 1, head)
             once = unroll == 1 or not cheap
-            head = self._span(s, start, n, 1, head, mask=lambda at: self._tail_mask(at, n), once=once)
+            if not _in_step(s.clip, block):
+                head = self._span(s, start, n, 1, head, mask=lambda at: self._tail_mask(at, n), once=once)
             combine = unroll
         self.o.copies = 1
         for k, fold in enumerate(s.folds):
@@ -478,11 +500,16 @@ class _Phase:
         return value, frozenset().union(*(read for _, read in found))
 
     def _guarded(self, e: Guarded) -> tuple[Value, frozenset[Buffer]]:
-        """The value is computed everywhere, but loads only where the guard allows; then one of the two is chosen."""
+        """The value is computed everywhere, but loads only where the guard allows; then one of the two is chosen. What
+        is loaded elsewhere is zeros, so that there is nothing to choose if zero is the other, as for padding."""
         condition = self.m.within(e.bounds)
+        if condition.parts == ("false",):
+            return literal(e.otherwise.value, e.dtype), frozenset()
         saved, self.m.guard = self.m.guard, self.m.narrowed(condition)
         value, read = self._visit(e.value)
         self.m.guard = saved
+        if isinstance(e.value, Read) and _is_zero(e.otherwise) and (value.varying or not condition.varying):
+            return value, read
         return self.o.select(condition, value, literal(e.otherwise.value, e.dtype)), read
 
 
@@ -506,6 +533,15 @@ def _regrouped(like: list[Value], names: list[str]) -> list[Value]:
     """Values like those, with these parts."""
     rest = iter(names)
     return [Value(v.dtype, tuple(next(rest) for _ in v.parts), v.varying) for v in like]
+
+
+def _in_step(clip: Clip | Gate | None, block: int) -> bool:
+    """Whether a loop so clipped runs over whole blocks of vectors only."""
+    return isinstance(clip, Clip) and clip.block % block == 0 and clip.limit % block == 0
+
+
+def _is_zero(e: Literal) -> bool:
+    return e.value == 0 and math.copysign(1, e.value) == 1
 
 
 def _power(n: int) -> bool:

@@ -40,6 +40,9 @@ from stitch.stitching.schemes import estimate
 FEW = 8
 """Tasks that must be left."""
 
+WRITTEN_OUT = 4
+"""Points near an edge up to which each has code of its own, in which it is known what part of its window is outside."""
+
 
 def peeled(phase: Phase) -> Phase:
     """The phase with its guards off the inner loop, if it has some and enough other axes."""
@@ -57,7 +60,31 @@ def peeled(phase: Phase) -> Phase:
             return phase
         body = _parts(phase.body, axis, *inside, _around(bounds, mine, others))
         return replace(phase, axes=others, body=body, grain=dims.ceil_div(phase.grain, estimate(axis.extent)))
-    return phase
+    return replace(phase, body=tuple(_beside(s, phase.axes) for s in phase.body))
+
+
+def _beside(s: Stmt, axes: tuple[Axis, ...]) -> Stmt:
+    """A loop over lanes that go through all points of a task side by side: the innermost of its loops over points takes
+    the place of the parallel axis."""
+    if not isinstance(s, Loop) or s.folds:
+        return s
+    body: tuple[Stmt, ...] = ()
+    for t in s.body:
+        body += _peeled_loop(t, axes, s.axis) if s.mode == "vector" else (_beside(t, (*axes, s.axis)),)
+    return replace(s, body=body)
+
+
+def _peeled_loop(s: Stmt, axes: tuple[Axis, ...], lanes: Axis) -> tuple[Stmt, ...]:
+    if not isinstance(s, Loop) or s.folds or s.clip is not None:
+        return (s,)
+    if any(isinstance(t, Loop) and not t.folds for t in s.body):
+        return (replace(s, body=tuple(x for t in s.body for x in _peeled_loop(t, (*axes, s.axis), lanes))),)
+    bounds = list(dict.fromkeys(_bounds(s.body)))
+    mine = [b for b in bounds if b.index.coefficient(s.axis) != 0]
+    inside = _inside(mine, s.axis) if mine else None
+    if inside is None or any(b.index.coefficient(lanes) != 0 for b in bounds):
+        return (s,)
+    return _parts(s.body, s.axis, *inside, _around(bounds, mine, axes))
 
 
 def _around(bounds: list[Bound], mine: list[Bound], axes: tuple[Axis, ...]) -> dict[Bound, tuple[Bound, ...]]:
@@ -116,7 +143,12 @@ def _parts(
     out: list[Stmt] = []
 
     def add(start: Dim, end: Dim, dropped: Collection[Bound], gate: Gate | None = None) -> None:
-        here = Axis(axis.name, end - start)
+        count = end - start
+        if gate is None and isinstance(count, int) and 1 < count <= WRITTEN_OUT:
+            for k in range(count):
+                add(start + k, start + k + 1, dropped)
+            return
+        here = Axis(axis.name, count)
         change = _Part(axis, access.of(here).plus(start), dropped)
         inner = tuple(change.statement(s) for s in body)
         out.extend(inner if here.extent == 1 and gate is None else (Loop(here, inner, clip=gate),))

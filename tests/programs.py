@@ -248,7 +248,7 @@ class Builder:
             axis = Axis(self.name("s"), self.pick(0, 1, 3, 4, 6, dims.symbol("m")))
             deeper = Scope([*scope.dimensions, Dimension(axis.extent, index(0, (axis, 1)))], [*scope.locals])
             folds = self.folds(deeper)
-            body.append(Loop(axis, (), folds))
+            body.append(Loop(axis, (), folds, unroll=self.pick(1, 1, 4, 6)))
             scope.locals += [f.local for f in folds]
         if self.chance(40):
             dtype = self.pick(*WEIGHTED)
@@ -315,7 +315,7 @@ class Builder:
         body: list[Stmt] = []
         around: Axis | None = None
         if self.chance(25):
-            around = Axis(self.name("q"), self.pick(0, 1, 2, 5))
+            around = Axis(self.name("q"), self.pick(0, 1, 2, 5, 9, dims.symbol("m")))
             scope.dimensions.append(Dimension(around.extent, index(0, (around, 1))))
         tiles: list[tuple[Buffer, Dim]] = []
         for _ in range(self.pick(1, 2, 3)):
@@ -325,7 +325,7 @@ class Builder:
         if self.chance(50):
             body.append(self.output(scope))
         if around is not None:
-            body = [Loop(around, tuple(body))]
+            body = [Loop(around, tuple(body), unroll=self.pick(1, 2, 4))]
         return Phase(tuple(axes), tuple(body))
 
 

@@ -93,6 +93,7 @@ TABLE = """
     stitch.codegen.divisors
     stitch.codegen.blocks
     stitch.codegen.peeling
+    stitch.codegen.windows
     stitch.codegen.kernels
     stitch.codegen.interp
     stitch.codegen.emit_code
