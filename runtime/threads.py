@@ -23,7 +23,8 @@ claimed yet in the lower. A chunk is claimed by compare-exchange of the whole wo
   work alone, at once.
 * Workers are started by the first region. Inside an inference (`stitch_team_begin` … `stitch_team_end`) they spin
   for a while between regions; then, and soon after it, they sleep on a condition variable. The caller wakes two,
-  and each who wakes two more, so that nobody pays for a long row of system calls.
+  and each who wakes two more, so that nobody pays for a long row of system calls. It wakes nobody for a region that
+  is too small for that: a system call takes longer than a few chunks.
 * After fork the child has the memory of the team but none of its threads: `Team` sets it back to its first state.
 
 The team is written here as LLVM IR, so that installing needs no C compiler. It uses pthreads and nothing
@@ -56,6 +57,7 @@ _MEMBERS = 960  # 16 bytes for each worker: team, number
 _ALIGNMENT = 64
 
 CHUNKS_PER_WORKER = 4
+WAKING = 3  # grains that a region must exceed if all workers are asleep: to wake one costs more than to hand out work
 SPIN_INSIDE_NS = 100_000  # how long a worker looks for the next region of an inference before it sleeps
 SPIN_OUTSIDE_NS = 10_000  # the same when no inference is going on
 SPIN_CALLER_NS = 50_000  # how long a caller looks for the end of the last chunks before it sleeps
@@ -350,7 +352,16 @@ ask:
   %size_at = getelementptr i8, ptr %team, i64 $SIZE
   %size = load i64, ptr %size_at
   %single = icmp sle i64 %size, 1
-  br i1 %single, label %alone, label %try
+  br i1 %single, label %alone, label %near
+near:
+  %asleep_at = getelementptr i8, ptr %team, i64 $SLEEPERS
+  %resting = load atomic i64, ptr %asleep_at monotonic, align 8
+  %awake = sub i64 %size, %resting
+  %someone = icmp sgt i64 %awake, 1
+  %worth = mul i64 %grain, $WAKING
+  %enough = icmp sgt i64 %tasks, %worth
+  %go = or i1 %someone, %enough
+  br i1 %go, label %try, label %alone
 try:
   %busy_at = getelementptr i8, ptr %team, i64 $BUSY
   %lock = cmpxchg ptr %busy_at, i64 0, i64 1 acquire monotonic
@@ -496,6 +507,7 @@ def ir(triple: str) -> str:
         "SIGBUS": 10 if apple else 7,
         "SIG_SETMASK": 3 if apple else 2,
         "CHUNKS_PER_WORKER": CHUNKS_PER_WORKER,
+        "WAKING": WAKING,
         "SPIN_INSIDE_NS": SPIN_INSIDE_NS,
         "SPIN_OUTSIDE_NS": SPIN_OUTSIDE_NS,
         "SPIN_CALLER_NS": SPIN_CALLER_NS,
