@@ -14,10 +14,12 @@ No sum changes: each is over the same taps in the same order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from stitch.access import Axis
+from stitch.codegen.contract import ALIAS
 from stitch.codegen.emit_rules import stored_in
 from stitch.codegen.loops import (
     Buffer,
@@ -39,6 +41,10 @@ POINTS = 4
 
 TAPS = 27
 """Taps up to which a window is written out: their weights are about as many as there are registers."""
+
+
+FEWEST = 8
+"""Sets of the first cache that neighbouring points must fall into."""
 
 
 def ordered(phase: Phase) -> Phase:
@@ -90,7 +96,7 @@ def _statement(s: Stmt) -> Stmt:
             return replace(s, body=body, unroll=1) if body != s.body else s
         case Loop(body=(Loop(mode="vector") as lanes,)) if not (s.folds or lanes.folds or s.axis in _outer(lanes)):
             turned = _points(replace(s, body=lanes.body), lanes.axis)
-            if isinstance(turned, Loop) and turned.unroll == POINTS:
+            if isinstance(turned, Loop) and turned.unroll == POINTS and not _crowded(turned, lanes.axis):
                 return replace(lanes, body=(turned,), unroll=1)
             return replace(s, body=(_statement(lanes),))
         case Loop(mode="serial"):
@@ -111,6 +117,18 @@ def _points(s: Stmt, lanes: Axis) -> Stmt:
         return s
     body = tuple(_written_out(t) if t is windows[0] else t for t in s.body)
     return replace(s, body=body, unroll=POINTS)
+
+
+def _crowded(points: Loop, lanes: Axis) -> bool:
+    """Whether neighbouring points fall into so few sets of the first cache that they would drive each other out, lane
+    by lane: where there are 256 channels, or 512. One point after the other with all its lanes is quicker then."""
+    reads = [e for s in walk(points.body) for x in expressions(s) for e in _parts(x) if isinstance(e, Read)]
+    steps = [
+        (e.index.coefficient(points.axis), e.buffer.dtype.itemsize)
+        for e in reads
+        if e.buffer.space == "global" and e.index.coefficient(lanes) != 0
+    ]
+    return any(isinstance(c, int) and c != 0 and math.gcd(c * size, ALIAS) > ALIAS // FEWEST for c, size in steps)
 
 
 def _is_weighted(window: Loop, point: Axis, lanes: Axis) -> bool:

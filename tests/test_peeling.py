@@ -137,3 +137,13 @@ def test_weights_stay_in_registers(window: Window) -> None:
 def test_a_large_window_is_not_written_out() -> None:
     loops = [s for s in walk(low(Window((7, 7), before=(3, 3), behind=(3, 3))).phases[0].body) if isinstance(s, Loop)]
     assert all(s.unroll == 1 for s in loops if s.mode == "serial")
+
+
+@pytest.mark.parametrize(("channels", "inside"), [(240, True), (256, False)])
+def test_points_that_fall_into_few_sets_of_the_cache_stay_outside(channels: int, inside: bool) -> None:
+    gated = [
+        s
+        for s in walk(low(Window(channels=channels)).phases[0].body)
+        if isinstance(s, Loop) and isinstance(s.clip, Gate)
+    ]
+    assert [s.unroll > 1 for s in gated] == [inside, inside]
