@@ -1,8 +1,7 @@
 """From kernels to an artifact: programs compiled once each, memory planned, constants laid out, steps put in order.
 
-Consecutive kernels are one native step. A value that lives within a step is in the arena, at an offset planned by
-liveness: two values share a block if they are never needed at the same time. A value that crosses to or from the host
-has a slot of its own.
+Consecutive kernels are one native step. A value that lives within a step is in the arena, where `arena` puts it; one
+that crosses to or from the host has a slot of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from stitch import dims, knobs, plan
-from stitch.codegen import entry, kernels, llvm
+from stitch.codegen import arena, entry, kernels, llvm
 from stitch.codegen.constants import Panels, Relaid
 from stitch.codegen.entry import KernelCall, PhaseCall, Place
 from stitch.codegen.kernels import Lowered
@@ -32,15 +31,6 @@ from stitch.ops.primitives import Array
 from stitch.stitching.schedule import Kernel, Stitched
 from stitch.stitching.trace import Flow
 from stitch.target import Target
-
-ALIGNMENT = 64
-
-
-@dataclass
-class _Block:
-    """A piece of the arena; `size` in bytes."""
-
-    size: Dim
 
 
 @dataclass
@@ -55,7 +45,7 @@ class _Blob:
         if key not in self.offsets:
             self.offsets[key] = self.size
             self.parts.append((self.size, make))
-            self.size += -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT
+            self.size += -(-max(nbytes, 1) // arena.ALIGNMENT) * arena.ALIGNMENT
         return self.offsets[key]
 
     def build(self) -> Array:
@@ -162,7 +152,7 @@ class _Assembly:
 
     def _host_constants(self) -> list[Value]:
         inputs = [v for s in self.steps if _is_host(s) for v in _opaque(s).inputs]
-        return [v for v in dict.fromkeys(inputs) if v in self.flow.producer and self.flow.producer[v].prim == "const"]
+        return [v for v in dict.fromkeys(inputs) if self._is_const(v)]
 
     def _place_constants(self, lowered: Mapping[str, Lowered]) -> None:
         for low in lowered.values():
@@ -170,8 +160,11 @@ class _Assembly:
                 if isinstance(p, Panels | Relaid):
                     array = self._array(p.value)
                     self.blob.place(p, p.size * array.itemsize, partial(p.pack, array))
-                elif p in self.flow.producer and self.flow.producer[p].prim == "const":
+                elif self._is_const(p):
                     self.blob.place(("const", p), self._array(p).nbytes, partial(self._array, p))
+
+    def _is_const(self, v: Value) -> bool:
+        return v in self.flow.producer and self.flow.producer[v].prim == "const"
 
     def _array(self, constant: Value) -> Array:
         array: Array = self.flow.producer[constant].attrs["array"]
@@ -199,7 +192,7 @@ class _Assembly:
     def _step(self, number: int, step: Sequence[Kernel], lowered: Mapping[str, Lowered], texts: list[str]) -> plan.Step:
         if _is_host(step):
             return self._host_step(step[0])
-        offsets, total = self._arena(step, lowered)
+        memory = arena.plan([lowered[k.name] for k in step], lambda v: v not in self.slot_of and not self._is_const(v))
         scratch: Dim = 0
         calls = []
         for k in step:
@@ -212,7 +205,7 @@ class _Assembly:
             phases = tuple(
                 PhaseCall(f, p.tasks, p.grain) for f, p in zip(code.functions, low.program.phases, strict=True)
             )
-            places = tuple(self._locate(p, offsets) for p in low.parameters)
+            places = tuple(self._locate(p, memory.offsets) for p in low.parameters)
             calls.append(KernelCall(phases, places, low.program.symbols))
         writes = list(dict.fromkeys(v for k in step for v in k.writes() if v in self.slot_of))
         guards = self._guards(number)
@@ -221,8 +214,8 @@ class _Assembly:
         results += [d for g in guards for d in (g.left, g.right)]
         results += [d for v in writes for d in v.shape]
         name, shape = f"stitch_entry_{number}", f"stitch_layout_{number}"
-        texts.append(entry.entry(name, calls, self.order, total, scratch))
-        texts.append(entry.layout(shape, results, self.order, total, scratch))
+        texts.append(entry.entry(name, calls, self.order, memory.total, scratch))
+        texts.append(entry.layout(shape, results, self.order, memory.total, scratch))
         return plan.NativeStep(
             name, shape, tuple(self.slot_of[v] for v in writes),
             tuple(plan.Guard(str(g.left), str(g.right), g.where) for g in guards), tuple(checks),
@@ -301,34 +294,11 @@ class _Assembly:
     def _locate(self, p: Value | Panels | Relaid, offsets: Mapping[Value, Dim]) -> Place:
         if isinstance(p, Panels | Relaid):
             return Place("slot", self.constant_slot, self.blob.offsets[p])
-        if p in self.slot_of and not (p in self.flow.producer and self.flow.producer[p].prim == "const"):
+        if p in self.slot_of and not self._is_const(p):
             return Place("slot", self.slot_of[p], 0)
         if p in offsets:
             return Place("arena", 0, offsets[p])
         return Place("slot", self.constant_slot, self.blob.offsets["const", p])
-
-    def _arena(self, step: Sequence[Kernel], lowered: Mapping[str, Lowered]) -> tuple[dict[Value, Dim], Dim]:
-        """Offsets of the values that live and die in this step, and the bytes that they take together."""
-        last: dict[Value, int] = {}
-        for k, kernel in enumerate(step):
-            for p in lowered[kernel.name].parameters:
-                if isinstance(p, Value):
-                    last[p] = k
-        blocks: list[_Block] = []
-        free: list[int] = []
-        block_of: dict[Value, int] = {}
-        for k, kernel in enumerate(step):
-            for v in (*kernel.writes(), *lowered[kernel.name].own):
-                if v not in self.slot_of and v not in block_of:
-                    block_of[v] = _take(blocks, free, dims.ceil_div(v.bytes, ALIGNMENT) * ALIGNMENT)
-            over = [b for v, b in block_of.items() if last.get(v, k) == k and _home(block_of, b, v, last, k)]
-            free += [b for b in over if b not in free]
-        starts: list[Dim] = []
-        total: Dim = 0
-        for b in blocks:
-            starts.append(total)
-            total = total + b.size
-        return {v: starts[b] for v, b in block_of.items()}, total
 
 
 def _unsupported(kernel: Kernel, problem: str) -> UnsupportedOperator:
@@ -349,39 +319,6 @@ def _extents(graph: Graph) -> list[Guard]:
             if low is None or low < 0:
                 found[d] = Guard(dims.dim_min(d, 0), 0, f"{n.origin.operator or n.prim} {n.origin.node!r}")
     return [g for g in found.values() if g.left != 0]
-
-
-def _home(block_of: Mapping[Value, int], block: int, value: Value, last: Mapping[Value, int], now: int) -> bool:
-    """True if no value in the block is needed after `now`."""
-    return all(last.get(v, now) <= now for v, b in block_of.items() if b == block)
-
-
-def _take(blocks: list[_Block], free: list[int], size: Dim) -> int:
-    """A free block that is provably large enough, the closest one; or one that can grow; or a new one."""
-    best: tuple[float, int, Dim] | None = None
-    for b in free:
-        have = blocks[b].size
-        if have == size:
-            best = (-1.0, b, have)
-            break
-        if dims.prove_le(size, have) or dims.prove_le(have, size):
-            grown = have if dims.prove_le(size, have) else size
-            waste = abs(_estimate(have) - _estimate(size)) / max(_estimate(grown), 1)
-            if best is None or waste < best[0]:
-                best = (waste, b, grown)
-    if best is None:
-        blocks.append(_Block(size))
-        return len(blocks) - 1
-    _, b, grown = best
-    free.remove(b)
-    blocks[b].size = grown
-    return b
-
-
-def _estimate(d: Dim) -> float:
-    from stitch.stitching.schemes import estimate
-
-    return float(estimate(d))
 
 
 def _names(d: Dim) -> frozenset[str]:

@@ -9,7 +9,7 @@ functions are the library's, so that results are the compiled code's bit for bit
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -88,13 +88,17 @@ class _Machine:
     def run_phase(self, phase: Phase) -> None:
         for b in self.program.buffers:
             self.stored[b] = np.zeros(self.memory[b].shape, bool)
-        for point in itertools.product(*(range(self.dim(a.extent)) for a in phase.axes)):
+        for point in self.points(phase):
             for tile in self.program.tiles:
                 size = self.dim(tile.size)
                 self.memory[tile] = np.zeros(size, tile.dtype)
                 self.stored[tile] = np.zeros(size, bool)
             self.places = {a: np.array([p]) for a, p in zip(phase.axes, point, strict=True)}
             self.body(phase.body)
+
+    def points(self, phase: Phase) -> Iterable[tuple[int, ...]]:
+        """The tasks, in an order that nobody may rely on."""
+        return itertools.product(*(range(self.dim(a.extent)) for a in phase.axes))
 
     # ------------------------------------------------------------------ statements
 

@@ -83,7 +83,7 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
                 phases.append(loops)
                 tiles += own
     phases = [divisors.shared(windows.ordered(peeling.peeled(p)), target.vector_bits // 32) for p in phases]
-    used = {b for p in phases for b in _buffers(p)}
+    used = {b for p in phases for b in buffers(p)}
     given: dict[Buffer, Value | Constant] = {b: v for v, b in names.buffers.items() if b in used}
     return _program(phases, tuple(tiles), given | packed | parts, tuple(parts.values()))
 
@@ -99,7 +99,8 @@ def _program(
     return Lowered(program, tuple(given.values()), own)
 
 
-def _buffers(phase: Phase) -> set[Buffer]:
+def buffers(phase: Phase) -> set[Buffer]:
+    """All that a phase reads or stores."""
     found: set[Buffer] = set()
     seen: set[int] = set()
 
