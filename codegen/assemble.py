@@ -7,6 +7,7 @@ that crosses to or from the host has a slot of its own.
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from stitch import dims, knobs, plan
+from stitch import dims, knobs, peak, plan
 from stitch.codegen import arena, entry, kernels, llvm
 from stitch.codegen.constants import Panels, Relaid
 from stitch.codegen.entry import KernelCall, PhaseCall, Place
@@ -81,6 +82,7 @@ class _Assembly:
         self.symbols = self._symbols()
         self.order = {s: k for k, s in enumerate(self.symbols)}
         self.guards = (*self.graph.guards, *_extents(self.graph))
+        self.memories: list[dict[str, Any]] = []  # of native steps, for the report
 
     # -------------------------------------------------- steps and slots
 
@@ -137,7 +139,8 @@ class _Assembly:
                 plan.Port(n, v.dtype.name, _texts(v.shape))
                 for n, v in zip(graph.output_names, graph.outputs, strict=True)
             ),
-            tuple(slots), bindings, tuple(steps), code, constants, (), report,
+            tuple(slots), bindings, tuple(steps), code, constants, (),
+            dict(report) | {"memory": json.dumps({"weights": self._weights(), "steps": self.memories})},
         )  # fmt: skip
         artifact.check()
         return artifact
@@ -162,6 +165,11 @@ class _Assembly:
                     self.blob.place(p, p.size * array.itemsize, partial(p.pack, array))
                 elif self._is_const(p):
                     self.blob.place(("const", p), self._array(p).nbytes, partial(self._array, p))
+
+    def _weights(self) -> dict[str, int]:
+        """Bytes of the constants, by whether they are in the order of the model."""
+        packed = sum(p.size * p.value.dtype.itemsize for p in self.blob.offsets if isinstance(p, Panels | Relaid))
+        return {"packed": packed, "as_they_are": max(self.blob.size - packed, 0)}
 
     def _is_const(self, v: Value) -> bool:
         return v in self.flow.producer and self.flow.producer[v].prim == "const"
@@ -207,6 +215,7 @@ class _Assembly:
             )
             places = tuple(self._locate(p, memory.offsets) for p in low.parameters)
             calls.append(KernelCall(phases, places, low.program.symbols))
+        self.memories.append(_described(step, lowered, memory, scratch))
         writes = list(dict.fromkeys(v for k in step for v in k.writes() if v in self.slot_of))
         guards = self._guards(number)
         checks = self._checks() if number == self._first_native() else []
@@ -299,6 +308,25 @@ class _Assembly:
         if p in offsets:
             return Place("arena", 0, offsets[p])
         return Place("slot", self.constant_slot, self.blob.offsets["const", p])
+
+
+def _described(
+    step: Sequence[Kernel], lowered: Mapping[str, Lowered], memory: arena.Memory, scratch: Dim
+) -> dict[str, Any]:
+    """The memory of a native step, for the report."""
+
+    def size(d: Dim) -> int | str:
+        return d if isinstance(d, int) else str(d)
+
+    phases = [k.name for k in step for _ in lowered[k.name].program.phases]
+    values = [
+        peak.value(
+            x.value.name, size(x.size), x.first, x.last,
+            memory.replaced[x.value].name if x.value in memory.replaced else "",
+        )
+        for x in memory.lifetimes
+    ]  # fmt: skip
+    return peak.step(phases, values, size(memory.total), size(scratch))
 
 
 def _unsupported(kernel: Kernel, problem: str) -> UnsupportedOperator:

@@ -132,6 +132,13 @@ class Executable:
         call = calls.bound_caller(self._support, frame.record, results, self._fail, frame, arrays, own)
         return Bound(call, results)
 
+    def last_sizes(self) -> dict[str, int]:
+        """The symbols that inputs bind, as they were when memory was last made to fit; empty before the first run."""
+        bound = [symbol for symbol, _, _ in self.artifact.bindings]
+        free = self._frames.free
+        plan = (free[-1].plan if free else None) or next(reversed(self._plans.values()), None)
+        return {} if plan is None else {self.artifact.symbols[s]: int(plan.dims[s]) for s in bound}
+
     def close(self) -> None:
         """Unload the code; no run may be going on, or follow."""
         if self._library is not None:

@@ -128,10 +128,10 @@ class CompiledModel:
         return results[0] if len(results) == 1 else results
 
     def explain(self) -> Explanation:
-        """What was stitched, why, what was not, why not."""
+        """What was stitched, why, what was not, why not, and how much memory it takes."""
         from stitch.explain import Explanation
 
-        return Explanation(self.artifact.report)
+        return Explanation(self.artifact.report, last=self._executable.last_sizes())
 
     def _in_order(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         try:

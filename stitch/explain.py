@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stitch import peak
 from stitch.errors import StitchError
 
 SCHEMES: Mapping[str, str] = {
@@ -51,24 +52,50 @@ REASONS: Mapping[str, str] = {
 """The closed set of reason codes, and what each means."""
 
 
+SUPPOSED = 64
+"""What a symbol is taken to be where memory is to be a number, before the first run."""
+
+SHORT = 160
+"""Characters of an expression that are shown; `to_dict` has all of it."""
+
+
 class Explanation:
     """What was stitched, why, what was not, why not."""
 
-    def __init__(self, report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        report: Mapping[str, Any],
+        sizes: Mapping[str, int] | None = None,
+        last: Mapping[str, int] | None = None,
+    ) -> None:
+        """`sizes` are put in for symbols; `last`, those of the last run, only where memory is to be a number."""
         text = report.get("explain", "")
         self._report: dict[str, Any] = json.loads(text) if text else dict(_EMPTY)
+        self._memory: dict[str, Any] | None = json.loads(report["memory"]) if "memory" in report else None
         self._sizes = dict(sizes or {})
+        self._last = dict(last or {})
         if self._sizes:
             self._apply_sizes()
 
     def at(self, **sizes: int) -> Explanation:
         """The same with numbers for symbols. Raises StitchError for a name that is no symbol of the model."""
-        return Explanation({"explain": json.dumps(self._report)}, {**self._sizes, **sizes})
+        report = {"explain": json.dumps(self._report)}
+        if self._memory is not None:
+            report["memory"] = json.dumps(self._memory)
+        return Explanation(report, {**self._sizes, **sizes}, self._last)
 
     def to_dict(self) -> dict[str, Any]:
         """`kernels`, `clusters` (nodes; edges with scheme; reasons), `boundaries`, `native_nodes`, `host_nodes`,
-        `folded_nodes`, `bytes` and `symbols`. Bytes are ints, or the text of an expression over the symbols."""
-        copy: dict[str, Any] = json.loads(json.dumps(self._report))
+        `folded_nodes`, `bytes`, `memory` and `symbols`. Bytes are ints, or the text of an expression over the symbols.
+
+        `memory`: bytes of the weights (`packed`, `as_they_are`); for each native step, its `arena`, the `scratch` of a
+        thread, and its values, from phase `first` to phase `last`; and the `peak`, None unless all sizes are known: see
+        `stitch.peak.Peak`."""
+        found = dict(self._report)
+        if self._memory is not None:
+            now = peak.peak(self._memory)
+            found["memory"] = {**self._memory, "peak": None if now is None else now.to_dict()}
+        copy: dict[str, Any] = json.loads(json.dumps(found))
         return copy
 
     def kernel(self, name: str) -> str:
@@ -99,7 +126,7 @@ class Explanation:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        return "\n".join([*self._header(), "", *self._table(), "", *self._legend()])
+        return "\n".join([*self._header(), *self._needs(), "", *self._table(), "", *self._legend()])
 
     # -------------------------------------------------- parts of the text
 
@@ -122,6 +149,37 @@ class Explanation:
         ]
         if self._sizes:
             lines.insert(0, "at " + ", ".join(f"{k}={v}" for k, v in self._sizes.items()))
+        return lines
+
+    def _needs(self) -> list[str]:
+        """Memory beside inputs and outputs, in numbers if need be at sizes that are supposed."""
+        m = self._memory
+        if m is None:
+            return []
+        packed, other = (m["weights"][k] for k in ("packed", "as_they_are"))
+        lines = [f"memory beside inputs and outputs\n  weights: {_bytes(packed)} packed, {_bytes(other)} as they are"]
+        now, at = peak.peak(m), ""
+        if now is None and m["steps"]:
+            for s in m["steps"]:
+                lines.append(f"  arena: {_short(s['arena'])}")
+            names = sorted(_names(m))
+            known = {n: self._last.get(n, SUPPOSED) for n in names}
+            whence = "as in the last run" if all(n in self._last for n in names) else "say"
+            at = f" at {', '.join(f'{n}={v}' for n, v in known.items())}, {whence}"
+            now = peak.peak(peak.sized(m, lambda d: _sized(d, known)))
+        if now is None:
+            return lines
+        saved = f", {_bytes(now.without_reuse)} if each value had a place of its own" if now.without_reuse else ""
+        lines.append(f"  arena{at}: {_bytes(now.arena)}{saved}")
+        if now.least:
+            least = (
+                f"  most that lives at once: {_bytes(now.least)}, the arena is {now.arena / now.least:.2f} times that"
+            )
+            lines.append(f"{least}; {_count(now.in_place, 'result')} in the place of an operand")
+            held = ", ".join(f"{v} {_bytes(n)} ({a} to {b})" for v, n, a, b in now.held[:4])
+            more = f", and {len(now.held) - 4} more" if len(now.held) > 4 else ""
+            lines.append(f"  there, in {now.kernel}: {held}{more}")
+        lines.append(f"  scratch: {_bytes(now.scratch)} for each thread")
         return lines
 
     def _table(self) -> list[str]:
@@ -174,25 +232,42 @@ class Explanation:
                 raise StitchError(f"the model has no symbol {name!r}", advice=f"its symbols are {known}")
             if value < 0:
                 raise StitchError(f"{name} is {value}", advice="give 0 or more")
-        r["bytes"] = {k: self._sized(v) for k, v in r["bytes"].items()}
+        r["bytes"] = {k: _sized(v, self._sizes) for k, v in r["bytes"].items()}
         for k in r["kernels"]:
-            k.update({name: self._sized(k[name]) for name in ("bytes", "read", "written", "constants")})
+            k.update({name: _sized(k[name], self._sizes) for name in ("bytes", "read", "written", "constants")})
         for b in r["boundaries"]:
-            b["bytes"] = self._sized(b["bytes"])
-
-    def _sized(self, size: int | str) -> int | str:
-        from stitch import dims
-
-        if isinstance(size, int):
-            return size
-        result = dims.substitute(dims.parse(size), self._sizes)
-        return result if isinstance(result, int) else str(result)
+            b["bytes"] = _sized(b["bytes"], self._sizes)
+        if self._memory is not None:
+            self._memory = peak.sized(self._memory, lambda d: _sized(d, self._sizes))
 
 
 _EMPTY: Mapping[str, Any] = {
     "kernels": [], "clusters": [], "boundaries": [], "native_nodes": [], "host_nodes": [], "folded_nodes": [],
     "bytes": {"walked": 0, "intermediate": 0, "one_by_one": 0}, "symbols": [],
 }  # fmt: skip
+
+
+def _sized(size: int | str, sizes: Mapping[str, int]) -> int | str:
+    from stitch import dims
+
+    if isinstance(size, int):
+        return size
+    result = dims.substitute(dims.parse(size), sizes)
+    return result if isinstance(result, int) else str(result)
+
+
+def _names(memory: Mapping[str, Any]) -> set[str]:
+    """The symbols that sizes in a record of memory depend on."""
+    from stitch import dims
+
+    texts = {x for s in memory["steps"] for x in (s["arena"], s["scratch"], *(v["bytes"] for v in s["values"]))}
+    found = [dims.parse(t) for t in texts if isinstance(t, str)]
+    return {s for d in found for s in dims.symbols(d)}
+
+
+def _short(size: int | str) -> str:
+    text = _bytes(size)
+    return text if len(text) <= SHORT else f"{text[:SHORT]} ..."
 
 
 def _operators(kernel: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -141,6 +142,35 @@ def test_bytes_become_numbers(of_block: Explanation) -> None:
     assert "batch" not in partly
     assert of_block.at(batch=2).at(seq=5).to_dict() == of_block.at(batch=2, seq=5).to_dict()
     assert "%" in str(of_block.at(batch=2, seq=5))
+
+
+def test_memory_is_what_a_run_takes() -> None:
+    model = stitch.optimize(block(), cache=False, threads=2)
+    feeds = {p.name: np.zeros((2, 5), p.dtype) for p in model.inputs}
+    model.run(None, feeds)
+    found = model.explain().at(batch=2, seq=5).to_dict()["memory"]
+    reserved = model._executable._planner.plan(tuple(x.shape for x in feeds.values())).arena
+    assert found["peak"]["arena"] + 2 * found["peak"]["scratch"] == reserved
+    assert sum(found["weights"].values()) == model.artifact.constants.nbytes
+    assert "at batch=2, seq=5, as in the last run" in str(model.explain())
+
+
+def test_the_peak_of_memory(of_block: Explanation) -> None:
+    free, fixed = of_block.to_dict()["memory"], of_block.at(batch=2, seq=5).to_dict()["memory"]
+    assert free["peak"] is None
+    assert isinstance(free["steps"][0]["arena"], str)
+    peak = fixed["peak"]
+    assert peak["least"] == sum(v["bytes"] for v in peak["held"])
+    assert peak["least"] <= peak["arena"] <= 1.1 * peak["least"] < peak["without_reuse"]
+    assert [v["bytes"] for v in peak["held"]] == sorted((v["bytes"] for v in peak["held"]), reverse=True)
+    (values,) = (s["values"] for s in fixed["steps"])
+    assert peak["without_reuse"] == sum(v["bytes"] for v in values)
+    assert peak["in_place"] == sum(1 for v in values if v["replaces"])
+    born = {v["value"]: v for v in values}
+    for v in values:
+        if v["replaces"]:
+            assert born[v["replaces"]]["last"] == v["first"]
+            assert born[v["replaces"]]["bytes"] == v["bytes"]
 
 
 def test_unknown_names_are_errors(of_block: Explanation) -> None:
