@@ -17,7 +17,7 @@ HEAD = """# Results
 Each section was written by the command that it names (`--record`), on the machine that it names. How they are
 measured, and what they do not say: [docs/benchmarks.md](../docs/benchmarks.md).
 """
-ORDER = ("latency", "chains", "loading", "overhead", "ablation", "pressure")
+ORDER = ("latency", "shapes", "chains", "loading", "overhead", "ablation", "pressure")
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimd", "asimddp", "sve", "sve2")
 PACKAGES = ("onnxruntime", "llvmlite", "numpy", "onnx")
 
