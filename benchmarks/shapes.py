@@ -174,7 +174,10 @@ def main() -> int:
     print("\n" + summary(rows))
     if args.record:
         text = "\n".join([*HEADER, *map(line, rows)])
-        results.record("shapes", "One compilation for all shapes", f"{results.origin()}\n\n{summary(rows)}\n\n{text}")
+        old = len(rows) - len(fresh)
+        whence = f"\n* {old} of {len(rows)} rows are of earlier calls, maybe of an earlier compiler" if old else ""
+        parts = [results.origin() + whence, summary(rows), text]
+        results.record("shapes", "One compilation for all shapes", "\n\n".join(parts))
     return 0
 
 

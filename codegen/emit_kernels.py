@@ -10,6 +10,10 @@ from stitch.codegen.contract import emit_micro_kernel, tile_shapes
 from stitch.codegen.emit_values import LLVM
 from stitch.target import Target
 
+FEW = (4, 3, 2)
+"""Heights that there are besides the halves of a tile's: each kernel reads the whole panel, so that three rows are
+better done by one than by two, above all where there are no others."""
+
 ARGUMENTS = "ptr %a, i64 %a_row, ptr %b, ptr %c, i64 %c_row, ptr %loops, i64 %accumulate"
 
 
@@ -35,7 +39,8 @@ def tile_kernel(
         return single(rows)
     name = f"contract.{dtype.name}.{rows}x{vectors}{'.unit' if unit_a else ''}.clipped"
     if name not in kernels:
-        heights = [h for h, wide in tile_shapes(target, dtype, (rows, vectors)) if wide == vectors]
+        halves = {h for h, wide in tile_shapes(target, dtype, (rows, vectors)) if wide == vectors}
+        heights = sorted(halves | {h for h in FEW if h < rows}, reverse=True)
         kernels[name] = _chain(name, LLVM[dtype], [(h, single(h)) for h in heights])
     return name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ class Memory:
         self.locals: dict[Local, Value] = {}
         self.lane_axis: Axis | None = None
         self.tail: tuple[str, ...] | None = None
-        self.streamed: frozenset[Buffer] = frozenset()  # stored past the caches
+        self.streamed: Mapping[Buffer, Dim] = {}  # stored past the caches, if that is positive
         self.guard = Guard()
 
     # ------------------------------------------------------------------ indices
@@ -376,19 +376,25 @@ class Memory:
         n = self.o.width
         lanes = [c for x, c in index.terms if x is self.lane_axis]
         steps = [c for x, c in index.terms if x is not self.lane_axis]
-        whole = all(isinstance(c, int) and c % n == 0 for c in (index.offset, *steps))
+        whole = all(c % n == 0 for c in (index.offset, *steps))
         return whole and lanes == [1] and n * v.dtype.itemsize >= 16
 
     def _stream(self, buffer: Buffer, a: Affine, v: Value) -> None:
-        """Stores past the caches, if the buffer begins where vectors do: a misaligned one would trap."""
+        """Stores past the caches, if there is enough of it, and if the buffer begins where vectors do: a misaligned
+        one would trap."""
         n, size = self.o.width, self.o.width * v.dtype.itemsize
         base = self.base(buffer)
         address = self.w.pure(f"ptrtoint ptr {base} to i64", base)
         rest = self.w.pure(f"and i64 {address}, {size - 1}", address)
-        misaligned = self.w.pure(f"icmp ne i64 {rest}, 0", rest)
+        ordinary = self.w.pure(f"icmp ne i64 {rest}, 0", rest)
+        enough = self.streamed[buffer]
+        if not isinstance(enough, int):
+            excess = self.d.value(enough)
+            few = self.w.pure(f"icmp slt i64 {excess}, 1", excess)
+            ordinary = self.w.pure(f"or i1 {ordinary}, {few}", ordinary, few)
         there = [self._pointer(buffer, a, u) for u in range(self.o.copies)]
         for wanted, how in (("0", f"align {size}, !nontemporal !0"), ("1", f"align {v.dtype.itemsize}")):
-            test = self.w.pure(f"icmp eq i1 {misaligned}, {wanted}", misaligned)
+            test = self.w.pure(f"icmp eq i1 {ordinary}, {wanted}", ordinary)
             count = self.w.pure(f"zext i1 {test} to i64", test)
 
             def body(_: str | int, __: list[str], how: str = how) -> list[str]:

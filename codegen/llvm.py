@@ -54,6 +54,7 @@ from stitch.codegen.loops import (
 )
 from stitch.codegen.transpose import transpose_kernel
 from stitch.dims import Dim
+from stitch.stitching.schemes import estimate
 from stitch.target import Target
 
 ALIGNMENT = 64
@@ -94,21 +95,25 @@ def module(codes: Iterable[Code], triple: str = "") -> str:
     return "\n".join([*head, *(kernels[k] for k in sorted(kernels)), *texts, ""])
 
 
-def streamed(program: Program, phase: Phase, target: Target) -> frozenset[Buffer]:
+def streamed(program: Program, phase: Phase, target: Target) -> dict[Buffer, Dim]:
     """The buffers that a phase stores past the caches: large ones that the kernel does not read, where what it walks is
     more than the last cache holds. Such a store need not read the line first, which is a third of all traffic in a
-    chain of one input and one output. x86 only: elsewhere the order of such stores is another matter."""
-    sizes = [b.size * b.dtype.itemsize for b in program.buffers]
-    if not target.is_x86 or not all(isinstance(n, int) for n in sizes):
-        return frozenset()
-    if sum(n for n in sizes if isinstance(n, int)) <= target.l3_bytes:
-        return frozenset()
-    stored = stored_in(phase.body)
+    chain of one input and one output. x86 only: elsewhere the order of such stores is another matter.
+
+    With each buffer, what must be positive when the kernel runs. Where sizes are open, the buffer alone must be more
+    than the cache holds: whoever reads it next does not find it there anyway."""
+    sizes = {b: b.size * b.dtype.itemsize for b in program.buffers}
+    if not target.is_x86:
+        return {}
+    fixed = all(isinstance(n, int) for n in sizes.values())
+    if fixed and sum(n for n in sizes.values() if isinstance(n, int)) <= target.l3_bytes:
+        return {}
+    least = STREAMED if fixed else max(STREAMED, target.l3_bytes)
     read = {x.buffer for p in program.phases for t in walk(p.body) for e in expressions(t) for x in nodes(e)
             if isinstance(x, Read)}  # fmt: skip
     read |= {t.source for p in program.phases for t in walk(p.body) if isinstance(t, Transpose)}
-    large = {b for b, n in zip(program.buffers, sizes, strict=True) if isinstance(n, int) and n >= STREAMED}
-    return frozenset((stored & large) - read)
+    found = stored_in(phase.body) - read
+    return {b: n - least + 1 for b, n in sizes.items() if b in found and estimate(n) >= least}
 
 
 def scratch_layout(program: Program) -> tuple[dict[Buffer, Dim], Dim]:

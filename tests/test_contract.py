@@ -21,6 +21,7 @@ from stitch.codegen.contract import (
     reference,
     tile_shapes,
 )
+from stitch.codegen.emit_kernels import tile_kernel
 from stitch.codegen.tiling import choose
 from stitch.target import NAMES, Target, from_host, parse
 
@@ -231,3 +232,13 @@ def test_what_cannot_be_emitted() -> None:
 def test_linkage() -> None:
     text = emit_micro_kernel("k", HOST, dtypes.FLOAT32, 1, 1, True, "internal")
     assert text.startswith("define internal void @k(ptr %a, ")
+
+
+def test_few_rows_take_one_kernel() -> None:
+    """A clipped tile has a height of its own for two to four rows, rather than reading its panel once for each half."""
+    target = parse("avx512")
+    for rows, vectors in ((13, 2), (8, 2), (6, 4)):
+        found: dict[str, str] = {}
+        tile_kernel(found, target, np.dtype(np.float32), rows, vectors, True, True)
+        heights = {int(name.split(".")[2].split("x")[0]) for name in found if name.startswith("contract.")}
+        assert heights >= {1, 2, 3, 4, rows}

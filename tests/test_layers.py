@@ -26,6 +26,7 @@ TABLE = """
     stitch.dtypes
     stitch.target
     stitch.plan
+    stitch.peak
 
     stitch.dims
     stitch.ranges
@@ -108,6 +109,8 @@ TABLE = """
     stitch.codegen.transpose
     stitch.codegen.llvm
     stitch.codegen.entry
+    stitch.codegen.inplace
+    stitch.codegen.arena
     stitch.codegen.assemble
     stitch.codegen.machine
 
