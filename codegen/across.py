@@ -39,7 +39,7 @@ from stitch.codegen.loops import (
     children,
 )
 from stitch.codegen.lower import Nest, Retiler, Rewriter, expressions, indices, tiles_of
-from stitch.codegen.splitting import ENOUGH, WIDE
+from stitch.codegen.splitting import ENOUGH, WIDE, joined
 from stitch.stitching.schemes import estimate
 
 UNROLL = 4
@@ -201,21 +201,9 @@ def _locals(n: Nest) -> set[Local]:
     return {s.local for s in (*n.body, *n.after) if isinstance(s, Define)} | {f.local for f in n.folds}
 
 
-def _joined(nests: Sequence[Nest]) -> list[Nest]:
-    """What is done once at a point, after a fold at that point, is a part of the fold's nest: its result need not be in
-    a tile in between."""
-    out: list[Nest] = []
-    for n in nests:
-        if out and not (n.kept or n.reduced or out[-1].kept) and out[-1].reduced:
-            out[-1] = replace(out[-1], after=(*out[-1].after, *n.body, *n.after))
-        else:
-            out.append(n)
-    return out
-
-
 def spread(nests: Sequence[Nest]) -> tuple[Nest, ...]:
     """Nests that share no locals."""
-    nests = _joined(nests)
+    nests = joined(nests)
     made: dict[Local, int] = {}
     for k, n in enumerate(nests):
         made |= dict.fromkeys(_locals(n), k)

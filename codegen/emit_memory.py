@@ -18,6 +18,7 @@ from stitch.dims import Dim
 from stitch.dtypes import BOOL, INT64
 
 Place = tuple[str, int]  # where an axis stands: an SSA name ("" for none) plus a number
+LINE = 64  # bytes of a cache line
 ZEROS = "@stitch.zeros"  # what a load reads instead where a guard forbids it
 
 
@@ -317,6 +318,15 @@ class Memory:
             text = f"call {kind} {function}(<{n} x ptr> align {dtype.itemsize} {p}, {test} {m}, {kind} zeroinitializer)"
             names.append(self.w.load(buffer, text, p, m))
         return Value(dtype, tuple(names), True)
+
+    def prefetch(self, buffer: Buffer, index: Index, near: bool) -> None:
+        """Asks for lines, one for as many vectors as it holds."""
+        a, hint = self.affine(index), 3 if near else 2
+        copies = self.o.copies if self.lane_axis is not None and a.lane != 0 else 1
+        for u in range(copies):
+            if u * self.o.width * buffer.dtype.itemsize % LINE == 0:
+                p = self._pointer(buffer, a, u)
+                self.w.effect(f"call void @llvm.prefetch.p0(ptr {p}, i32 0, i32 {hint}, i32 1)")
 
     # ------------------------------------------------------------------ stores
 

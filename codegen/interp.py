@@ -36,6 +36,7 @@ from stitch.codegen.loops import (
     Loop,
     Phase,
     Position,
+    Prefetch,
     Program,
     Read,
     Stmt,
@@ -117,6 +118,8 @@ class _Machine:
                     self.contract(s)
                 case Transpose():
                     self.transpose(s)
+                case Prefetch():
+                    pass
 
     def trips(self, axis: Axis, clip: Clip | Gate | None) -> int:
         if clip is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stitch import access, dims, dtypes, knobs
 from stitch.access import Index
-from stitch.codegen import across, blocks, divisors, mapping, peeling, splitting, tiling, windows
+from stitch.codegen import across, ahead, blocks, divisors, mapping, peeling, splitting, tiling, windows
 from stitch.codegen.constants import Constant
 from stitch.codegen.loops import (
     Apply,
@@ -83,6 +83,7 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
                 phases.append(loops)
                 tiles += own
     phases = [divisors.shared(windows.ordered(peeling.peeled(p)), target.vector_bits // 32) for p in phases]
+    phases = [ahead.asked(p, target) for p in phases] if adaptive else phases
     used = {b for p in phases for b in buffers(p)}
     given: dict[Buffer, Value | Constant] = {b: v for v, b in names.buffers.items() if b in used}
     return _program(phases, tuple(tiles), given | packed | parts, tuple(parts.values()))

@@ -43,6 +43,7 @@ from stitch.codegen.loops import (
     Loop,
     Phase,
     Position,
+    Prefetch,
     Program,
     Read,
     Stmt,
@@ -206,6 +207,9 @@ class _Phase:
                 case Transpose():
                     self._transpose(s)
                     self._forget({s.to})
+                case Prefetch():
+                    self.m.prefetch(s.buffer, s.index, s.near)
+                    self.kernels["prefetch"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
 
     def _forget(self, buffers: Iterable[Buffer]) -> None:
         """Forgets expressions that read what has been, or will be, stored."""

@@ -9,6 +9,7 @@ Grammar
              | Store(buffer, index, value)
              | Contract(...)                               a register tile of a contraction, into a tile buffer
              | Transpose(...)                              a block of one buffer, with its axes swapped, into another
+             | Prefetch(buffer, index)                      says what will soon be read
     Fold     = local := op(local, value)                   after each iteration of a Loop's body; `local` afterwards
     Expr     = Literal | Read(buffer, index) | Use(local) | Position(index) | Apply(prim, args) | Guarded(...)
     Index    = offset + Σ coefficient · (axis | local)     in elements; coefficients and offsets are Dims
@@ -35,6 +36,8 @@ Semantics
   the target.)
 * `Transpose` is a store of to[to_index + i·to_step + j] for each i < rows and j < columns, of the bits that are in
   source[index + j·step + i]. `rows` and `columns` are only numbers here: their axes are in scope nowhere.
+* `Prefetch` changes nothing, and its index may be outside of the buffer. In a vector loop the elements of neighbouring
+  iterations are adjacent, or the same.
 
 Names are objects, not strings: two axes called `i` are different axes.
 """
@@ -236,7 +239,16 @@ class Transpose:
     column_clip: Clip | None = None
 
 
-Stmt = Loop | Define | Store | Contract | Transpose
+@dataclass(frozen=True)
+class Prefetch:
+    """A hint that buffer[index] will soon be read: so soon that it may be in the first cache until then, if `near`."""
+
+    buffer: Buffer
+    index: Index
+    near: bool = False
+
+
+Stmt = Loop | Define | Store | Contract | Transpose | Prefetch
 
 # ------------------------------------------------------------------ programs
 
@@ -295,7 +307,7 @@ def expressions(s: Stmt) -> tuple[Expr, ...]:
             return tuple(f.value for f in s.folds)
         case Define() | Store():
             return (s.value,)
-        case Contract() | Transpose():
+        case Contract() | Transpose() | Prefetch():
             return ()
 
 
@@ -348,6 +360,9 @@ def _check_body(body: tuple[Stmt, ...], axes: set[Axis], known: set[Local], buff
                 assert s.to.dtype == s.source.dtype, f"{s.to.name}: transpose of {s.source.dtype}"
                 assert all(c is None or c.outer in axes for c in (s.row_clip, s.column_clip)), "a clip by another axis"
                 _check_index(s.to_index, axes, known)
+                _check_index(s.index, axes, known)
+            case Prefetch():
+                assert s.buffer in buffers, f"{s.buffer.name} is not the program's"
                 _check_index(s.index, axes, known)
 
 
@@ -456,6 +471,8 @@ class _Printer:
                         f"{pad}{self.name(s.to)}[{self.index(s.to_index)} + {s.to_step}*row + column] := "
                         f"{self.name(s.source)}[{self.index(s.index)} + {s.step}*column + row] over {sizes}"
                     )
+                case Prefetch():
+                    lines.append(f"{pad}prefetch {self.name(s.buffer)}[{self.index(s.index)}]")
         return lines
 
     def extent(self, axis: Axis, clip: Clip | Gate | None) -> str:

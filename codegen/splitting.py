@@ -52,8 +52,9 @@ def split(work: Work, wide: int, large: int) -> tuple[tuple[Work, ...], tuple[tu
     points of the parallel axes that a task takes if lanes run along these; `large`: bytes of a buffer from which it
     takes more, for the sake of memory."""
     points = estimate(dims.product(a.extent for a in work.parallel))
+    whole, work = work, replace(work, nests=tuple(joined(work.nests)))
     if not work.nests or not all(_is_fold(n) for n in work.nests):
-        return (work,), ()
+        return (whole,), ()
     longest = [max(n.reduced, key=lambda a: estimate(a.extent)) for n in work.nests]
     extent = longest[0].extent
     terms = max(estimate(dims.product(a.extent for a in n.reduced)) for n in work.nests)
@@ -62,7 +63,7 @@ def split(work: Work, wide: int, large: int) -> tuple[tuple[Work, ...], tuple[tu
     slow = min(max(round(max(cost(n) for n in work.nests) / 8), 1), 8)
     size = max(PART // slow, min(PART, terms * together // MANY))
     if any(a.extent != extent for a in longest) or points >= ENOUGH * together or terms * together < 2 * size:
-        return (work,), ()
+        return (whole,), ()
     block = max(size * estimate(extent) // (terms * together) // 16 * 16, LEAST)
     part = Axis("part", dims.ceil_div(extent, block))
     first: list[Nest] = []
@@ -77,6 +78,18 @@ def split(work: Work, wide: int, large: int) -> tuple[tuple[Work, ...], tuple[tu
         first.append(_partial(n, axis, inner, part, work.parallel, [b for b, _ in buffers]))
         second.append(_combined(n, Axis("part", part.extent), work.parallel, [b for b, _ in buffers]))
     return (Work((part, *work.parallel), tuple(first), clips), Work(work.parallel, tuple(second))), tuple(parts)
+
+
+def joined(nests: Sequence[Nest]) -> list[Nest]:
+    """What is done once at a point, after a fold at that point, is a part of the fold's nest: its result need not be in
+    a tile in between."""
+    out: list[Nest] = []
+    for n in nests:
+        if out and not (n.kept or n.reduced or out[-1].kept) and out[-1].reduced:
+            out[-1] = replace(out[-1], after=(*out[-1].after, *n.body, *n.after))
+        else:
+            out.append(n)
+    return out
 
 
 def _runs_along(n: Nest, axis: Axis, parallel: Sequence[Axis]) -> bool:
@@ -99,7 +112,7 @@ def _is_fold(n: Nest) -> bool:
         return False
     if any(b is not None and b.space == "tile" for b, _, _ in indices(n)):
         return False
-    own = {s.local for s in n.body if isinstance(s, Define)}
+    own = {s.local for s in (*n.body, *n.after) if isinstance(s, Define)}
     folded = {f.local for f in n.folds}
     return {e.local for e in expressions(n) if isinstance(e, Use)} <= own | folded
 

@@ -95,6 +95,7 @@ TABLE = """
     stitch.codegen.blocks
     stitch.codegen.peeling
     stitch.codegen.windows
+    stitch.codegen.ahead
     stitch.codegen.kernels
     stitch.codegen.interp
     stitch.codegen.emit_code
