@@ -46,9 +46,10 @@ UNROLL = 4
 """Vectors per step: enough independent work to hide the latency of long chains of operations. That constants no longer
 fit the registers then costs less: they are operands in memory."""
 
-TURN, TURNED = 16, 512
+TURN, TURNED, FLAT = 16, 128, 512
 """Sides of a block of plain work that is transposed: along what is read, a cache line, for lines of rows far apart come
-one at a time; along what is stored, half a page."""
+one at a time; along what is stored, as many rows as may wait in a cache until it is their turn, and more where what is
+read is short."""
 
 ROWS = 64
 """Lanes of a block in which nests have loops of their own: 256 bytes of each row of float32, or four cache lines."""
@@ -307,7 +308,7 @@ def cut(
     clips = {**clips, **turned}
     turned_any = any(_side(i, vector, n) is not None for n in nests for b, i, _ in indices(n) if b is not None)
     by_row = staged and not turned_any and all(n.folds for n in nests) and any(streams(n, vector, large) for n in nests)
-    block = TURNED if blockwise else ROWS if any(n.kept or n.reduced for n in nests) else plain
+    block = (TURNED if turned else FLAT) if blockwise else ROWS if any(n.kept or n.reduced for n in nests) else plain
     if by_row:
         block = _width(axes, vector, nests, large)
     lanes, outer, clip, start = Axis(vector.name, block), None, None, access.ZERO
@@ -338,6 +339,8 @@ def cut(
     before = tuple(replace(t, to=wide[t.to]) for t in tiles.before)
     after = tuple(replace(t, source=wide[t.source]) for t in tiles.after)
     rest = tuple(x for a in axes if (x := outer if a is vector else a) is not None)
+    sides = [c.outer for c in turned.values()]  # the next task's lines are then those behind this one's
+    rest = (*(a for a in rest if a not in sides), *sides)
     return Block(
         rest, before, tuple(retiler.nest(n, {}) for n in nests), after, tuple(wide.values()), lanes, clip, clips, block,
         by_row,

@@ -12,7 +12,7 @@ could not hold them in columns, whose rows often fall into one set. Nothing is a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stitch import access, dims
@@ -31,6 +31,7 @@ from stitch.codegen.loops import (
     Read,
     Stmt,
     Store,
+    Transpose,
     children,
     expressions,
     walk,
@@ -78,10 +79,11 @@ def asked(phase: Phase, target: Target) -> Phase:
     reads = list(_first(nests, stored_in(phase.body)))
     busy = [n for n, read in reads if _bytes(read.buffer) > target.l2_bytes]
     found = [
-        _ahead(n, nests, busy, read, axis, target) or _in_rows(n, read, axis, target)
+        _ahead(n, nests, busy, read, axis, target) or _in_rows(n, read, phase.axes, axis, target)
         for n, read in reads
         if _bytes(read.buffer) > target.l2_bytes and all(isinstance(v, Axis) for v, _ in read.index.terms)
     ]
+    found += [_turned(s, nests, axis, target) for s in phase.body if isinstance(s, Transpose)]
     body = list(phase.body)
     for nest, prefetch in filter(None, found):
         body[nest.place] = _with(body[nest.place], prefetch)
@@ -157,7 +159,7 @@ def _ahead(
     return asking, Prefetch(read.buffer, at, near=points * item * tasks <= target.l1_bytes // 8)
 
 
-def _in_rows(n: _Nest, read: Read, axis: Axis, target: Target) -> tuple[_Nest, Prefetch] | None:
+def _in_rows(n: _Nest, read: Read, axes: Sequence[Axis], axis: Axis, target: Target) -> tuple[_Nest, Prefetch] | None:
     """The same for a loop that goes over rows, one per iteration of a loop around it or one per task: it asks itself,
     if what it goes through again for each row takes the room of what the processor loads ahead, or if there is a gap
     from row to row."""
@@ -166,7 +168,7 @@ def _in_rows(n: _Nest, read: Read, axis: Axis, target: Target) -> tuple[_Nest, P
     step, extent = read.index.coefficient(around), estimate(vector.axis.extent)
     if vector.mode != "vector" or read.index.coefficient(vector.axis) != 1 or step == 0:
         return None
-    again = sum(_bytes(b) for b in _walked(vector) if b.space == "tile" or _bytes(b) <= target.l2_bytes)
+    again = sum(map(_bytes, _again(vector, (*axes, *(x.axis for x in n.loops[:-1])), target)))
     gap = len(n.loops) > 1 and estimate(step) > extent
     if again < target.l1_bytes // 2 and not gap:
         return None
@@ -174,13 +176,38 @@ def _in_rows(n: _Nest, read: Read, axis: Axis, target: Target) -> tuple[_Nest, P
     return n, Prefetch(read.buffer, read.index.plus(step * rows))
 
 
-def _walked(vector: Loop) -> set[Buffer]:
-    """The buffers that a loop reads or stores element by element."""
-    found = {s.buffer for s in vector.body if isinstance(s, Store) and s.index.coefficient(vector.axis) == 1}
-    for e in _values(_Nest(0, (vector,))):
-        if isinstance(e, Read) and e.index.coefficient(vector.axis) == 1:
-            found.add(e.buffer)
-    return found
+def _turned(t: Transpose, nests: list[_Nest], axis: Axis, target: Target) -> tuple[_Nest, Prefetch] | None:
+    """The same for a block that is transposed into a tile, of which each column is a line or two in memory: one of them
+    for each vector of the loops over the tile."""
+    step, lanes = t.index.coefficient(axis), target.lanes(t.source.dtype)
+    fits = [
+        n
+        for n in nests
+        if len(n.loops) == 2
+        and n.loops[0].mode == "vector"
+        and n.loops[0].axis.extent == t.columns.extent
+        and n.loops[1].axis.extent == t.rows.extent
+    ]
+    far = t.source.space == "global" and _bytes(t.source) > target.l2_bytes
+    if not fits or step == 0 or not far or estimate(t.rows.extent) < lanes:
+        return None
+    vector, inner = (x.axis for x in fits[0].loops)
+    column = access.index(0, (vector, t.step), (inner, t.step))
+    return fits[0], Prefetch(t.source, access.add(t.index, column).plus(step))
+
+
+def _again(vector: Loop, around: Sequence[Axis], target: Target) -> set[Buffer]:
+    """The buffers that a loop goes through element by element, and from the start again for each point of an axis
+    around it."""
+    places = [(s.buffer, s.index) for s in vector.body if isinstance(s, Store)]
+    places += [(e.buffer, e.index) for e in _values(_Nest(0, (vector,))) if isinstance(e, Read)]
+    return {
+        b
+        for b, i in places
+        if i.coefficient(vector.axis) == 1
+        and any(i.coefficient(a) == 0 and a.extent != 1 for a in around)
+        and (b.space == "tile" or _bytes(b) <= target.l2_bytes)
+    }
 
 
 def _with(s: Stmt, prefetch: Prefetch) -> Stmt:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stitch import dims
 from stitch.codegen import kernels
-from stitch.codegen.loops import Apply, Phase, Prefetch, Program, Stmt, children, expressions, walk
+from stitch.codegen.loops import Apply, Loop, Phase, Prefetch, Program, Stmt, children, expressions, walk
 from stitch.dims import Dim
 from stitch.dtypes import FLOAT32
 from stitch.evaluate import evaluate
@@ -92,6 +92,28 @@ def test_rows_that_go_through_much_again() -> None:
     ((_, found),) = asking(first)
     assert found.index.offset == 2048
     assert not asking(lowered(graph, replace(small(), l1_bytes=1 << 15)).phases[0])
+
+
+def test_blocks_to_be_transposed() -> None:
+    """Every column's line of the next block is asked for, once each."""
+    b = Builder("turn")
+    x = b.input("x", FLOAT32, (1024, 160))
+    bias = b.input("bias", FLOAT32, (160,))
+    target = small()
+    (phase,) = lowered(b.finish({"y": b.transpose(b.add(x, bias), (1, 0))}), target).phases
+    assert [a.extent for a in phase.axes] == [8, 10], "the next block is behind this one"
+    ((place, found),) = asking(phase)
+    assert found.index.offset == found.index.coefficient(phase.axes[-1]) == 16
+    outer = phase.body[place]
+    assert isinstance(outer, Loop)
+    (inner,) = (s for s in outer.body if isinstance(s, Loop))
+    lanes = target.lanes(FLOAT32)
+    asked = {
+        i * found.index.coefficient(outer.axis) + j * found.index.coefficient(inner.axis)
+        for i in range(0, 128, lanes)
+        for j in range(16)
+    }
+    assert set(range(0, 128 * 160, 160)) <= asked
 
 
 @settings(max_examples=30, deadline=None)
