@@ -170,7 +170,7 @@ def _in_rows(n: _Nest, read: Read, axes: Sequence[Axis], axis: Axis, target: Tar
         return None
     again = sum(map(_bytes, _again(vector, (*axes, *(x.axis for x in n.loops[:-1])), target)))
     gap = len(n.loops) > 1 and estimate(step) > extent
-    if again < target.l1_bytes // 2 and not gap:
+    if again <= target.l1_bytes // 2 and not gap:
         return None
     rows = min(-(-2 * NEAR // (extent * item)), FARTHEST)
     return n, Prefetch(read.buffer, read.index.plus(step * rows))
