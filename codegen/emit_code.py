@@ -11,6 +11,7 @@ the loop over tasks), and a store forgets what was loaded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -94,10 +95,15 @@ class Writer:
         body: Callable[[str | int, list[str]], Sequence[str]],
         stored: Iterable[Buffer] = (),
         once: bool = False,
+        opaque: bool = False,
     ) -> list[str]:
         """A loop from `start` while below `stop`. `carried`: types and first values of what iterations hand on, which
         `body` gets with the position, and returns anew; the last ones are the result. A single iteration is written
-        without a loop, and also with `once`, which promises that there is no second one, but for the test."""
+        without a loop, and also with `once`, which promises that there is no second one, but for the test.
+
+        `opaque` keeps LLVM's loop strength reduction from the position, unless the body multiplies it. Where addresses
+        are the sum of a base and the position anyway, it takes a quarter of the time of code generation to make a
+        pointer of each, which is carried from task to task as well, and then they do not fit into the registers."""
         first = [name for _, name in carried]
         if isinstance(start, int) and isinstance(stop, int):
             if start >= stop:
@@ -127,14 +133,18 @@ class Writer:
             lines.append(f"  br i1 %t{n}, label %loop{n}, label %done{n}")
         lines.append(f"loop{n}:")
         again = ["" if once else f", [ {x}, %{inner.label} ]" for x in (f"%n{n}", *results)]
-        lines.append(f"  {position} = phi i64 [ {start}, %{outer.label} ]{again[0]}")
+        opaque = opaque and not any(" mul " in line and position in re.split("[ ,]", line) for line in inner.lines)
+        counter = f"%j{n}" if opaque else position
+        lines.append(f"  {counter} = phi i64 [ {start}, %{outer.label} ]{again[0]}")
         for (kind, old), name, new in zip(carried, names, again[1:], strict=True):
             lines.append(f"  {name} = phi {kind} [ {old}, %{outer.label} ]{new}")
+        if opaque:  # an expectation means nothing here, and leaves no trace in machine code
+            lines.append(f"  {position} = call i64 @llvm.expect.i64(i64 {counter}, i64 0)")
         lines += inner.lines
         if once:
             lines.append(f"  br label %done{n}")
         else:
-            lines.append(f"  %n{n} = add nuw nsw i64 {position}, {step}")
+            lines.append(f"  %n{n} = add nuw nsw i64 {counter}, {step}")
             lines.append(f"  %r{n} = icmp slt i64 %n{n}, {stop}")
             lines.append(f"  br i1 %r{n}, label %loop{n}, label %done{n}")
         lines.append(f"done{n}:")

@@ -394,7 +394,7 @@ class _Phase:
             self.m.tail = None
             return [name for v in folded for name in v.parts]
 
-        names = self.w.repeat(start, stop, copies * self.o.width, carried, body, stored_in(s.body), once)
+        names = self.w.repeat(start, stop, copies * self.o.width, carried, body, stored_in(s.body), once, opaque=True)
         return [names[i * each : (i + 1) * each] for i in range(len(s.folds))]
 
     def _across(self, fold: Fold, accumulators: list[str]) -> Value:
