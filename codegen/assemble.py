@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from stitch import dims, knobs, peak, plan
+from stitch import dims, knobs, peak, plan, weights
 from stitch.codegen import arena, entry, kernels, llvm
 from stitch.codegen.constants import Panels, Relaid
 from stitch.codegen.entry import KernelCall, PhaseCall, Place
@@ -33,32 +32,43 @@ from stitch.stitching.schedule import Kernel, Stitched
 from stitch.stitching.trace import Flow
 from stitch.target import Target
 
+Pack: TypeAlias = Callable[[Array, Array], None]
+"""Writes a constant's elements, the first argument, in some order to the second, which is flat."""
+
 
 @dataclass
 class _Blob:
     """The constants: pieces at aligned offsets, each put in once."""
 
     offsets: dict[Any, int] = field(default_factory=dict)
-    parts: list[tuple[int, Callable[[], Array]]] = field(default_factory=list)
+    parts: list[tuple[int, int, Array, Pack]] = field(default_factory=list)  # offset, elements, source
     size: int = 0
 
-    def place(self, key: Any, nbytes: int, make: Callable[[], Array]) -> int:
+    def place(self, key: Any, source: Array, elements: int, pack: Pack) -> int:
+        """The offset of what `pack` makes of a constant, as many elements of its dtype."""
         if key not in self.offsets:
             self.offsets[key] = self.size
-            self.parts.append((self.size, make))
-            self.size += -(-max(nbytes, 1) // arena.ALIGNMENT) * arena.ALIGNMENT
+            self.parts.append((self.size, elements, source, pack))
+            self.size += -(-max(elements * source.itemsize, 1) // arena.ALIGNMENT) * arena.ALIGNMENT
         return self.offsets[key]
 
     def build(self) -> Array:
-        block = mmap.mmap(-1, max(self.size, 1))  # zeros; in huge pages, or making them would take as long as the rest
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        """Constant by constant, each read from the model's file and written to its place, so that there is never more
+        than one that takes memory twice."""
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory is seldom in huge pages
+        block = mmap.mmap(-1, max(self.size, 1), private)  # zeros
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # making small pages would take as long as the rest
             with contextlib.suppress(OSError):  # a kernel without huge pages
                 block.madvise(mmap.MADV_HUGEPAGE)
         out = np.frombuffer(block, np.uint8, self.size)
-        for at, make in self.parts:
-            data = np.ascontiguousarray(make()).reshape(-1).view(np.uint8)
-            out[at : at + data.size] = data
+        for at, elements, source, pack in self.parts:
+            pack(source, out[at : at + elements * source.itemsize].view(source.dtype))
+            weights.release(source)
         return out
+
+
+def _as_it_is(array: Array, out: Array) -> None:
+    out.reshape(array.shape)[...] = array
 
 
 def assemble(
@@ -117,7 +127,7 @@ class _Assembly:
         slots.append(plan.Slot("uint8", 1, "constant", 0, (self.blob.size,)))
         for v in self._host_constants():
             array = self._array(v)
-            at = self.blob.place(("const", v), array.nbytes, partial(self._array, v))
+            at = self.blob.place(("const", v), array, array.size, _as_it_is)
             self.slot_of[v] = len(slots)
             slots.append(plan.Slot(v.dtype.name, v.rank, "constant", at, array.shape))
         slots[self.constant_slot] = plan.Slot("uint8", 1, "constant", 0, (self.blob.size,))
@@ -161,10 +171,10 @@ class _Assembly:
         for low in lowered.values():
             for p in low.parameters:
                 if isinstance(p, Panels | Relaid):
-                    array = self._array(p.value)
-                    self.blob.place(p, p.size * array.itemsize, partial(p.pack, array))
+                    self.blob.place(p, self._array(p.value), p.size, p.pack)
                 elif self._is_const(p):
-                    self.blob.place(("const", p), self._array(p).nbytes, partial(self._array, p))
+                    array = self._array(p)
+                    self.blob.place(("const", p), array, array.size, _as_it_is)
 
     def _weights(self) -> dict[str, int]:
         """Bytes of the constants, by whether they are in the order of the model."""

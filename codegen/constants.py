@@ -27,9 +27,10 @@ class Relaid:
     def size(self) -> int:
         return int(np.prod([n for n, _ in self.axes], dtype=np.int64))
 
-    def pack(self, array: Array) -> Array:
-        """The packed elements, flat."""
-        return np.ascontiguousarray(_view(array, self.offset, self.axes)).reshape(-1)
+    def pack(self, array: Array, out: Array) -> None:
+        """Writes the packed elements; `out` is flat."""
+        view = _view(array, self.offset, self.axes)
+        out.reshape(view.shape)[...] = view
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,17 @@ class Panels:
         extents = [n for n, _ in (*self.lead, *self.summed)]
         return int(np.prod(extents, dtype=np.int64)) * -(-self.columns[0] // self.lanes) * self.lanes
 
-    def pack(self, array: Array) -> Array:
-        """The packed elements, flat."""
+    def pack(self, array: Array, out: Array) -> None:
+        """Writes the packed elements; `out` is flat."""
         view = _view(array, self.offset, (*self.lead, *self.summed, self.columns))
         lead, n = len(self.lead), self.columns[0]
         panels = -(-n // self.lanes)
-        out = np.zeros((*view.shape[:lead], panels, *view.shape[lead:-1], self.lanes), array.dtype)
+        to = out.reshape((*view.shape[:lead], panels, *view.shape[lead:-1], self.lanes))
         for p in range(panels):
             piece = view[..., p * self.lanes : min((p + 1) * self.lanes, n)]
-            out[(slice(None),) * lead + (p, ..., slice(0, piece.shape[-1]))] = piece
-        return out.reshape(-1)
+            there = to[(slice(None),) * lead + (p,)]
+            there[..., : piece.shape[-1]] = piece
+            there[..., piece.shape[-1] :] = 0
 
 
 Constant = Relaid | Panels

@@ -7,6 +7,7 @@ mapped must not change while it is in use: replace a model file by renaming anot
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -22,7 +23,12 @@ from stitch.ops.primitives import Array
 Buffer: TypeAlias = bytes | memoryview
 
 _LEAST = 4096  # bytes: smaller tensors are left where they are
+_COPIED = 64 << 10  # bytes: smaller ones are copied to where their dtype wants them
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto, TensorProto
+
+
+class _Mapped(mmap.mmap):
+    """A file that nobody writes to through this mapping: its pages may be given back, and come again."""
 
 
 def map_file(path: Path, what: str) -> memoryview:
@@ -31,7 +37,7 @@ def map_file(path: Path, what: str) -> memoryview:
         with path.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return memoryview(_Mapped(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
         raise InvalidModel(f"{what} {str(path)!r} does not exist", advice="check the path") from None
     except IsADirectoryError:
@@ -41,14 +47,32 @@ def map_file(path: Path, what: str) -> memoryview:
 
 
 def view(buffer: Buffer, dtype: np.dtype, shape: Sequence[int], what: str) -> Array:
-    """An array over `buffer`, without a copy where its address suits the dtype. Raises InvalidModel on a misfit."""
+    """An array over `buffer`. Raises InvalidModel on a misfit.
+
+    Only a small one is copied if its address does not suit the dtype. A file in the format of protobuf puts three of
+    four float32 tensors at such addresses, and numpy reads them there almost as fast."""
     needed = math.prod(shape) * dtype.itemsize
     if len(buffer) != needed:
         raise InvalidModel(f"{what} has {len(buffer)} bytes of data, but {dtype.name}{list(shape)} takes {needed}")
     array: Array = np.frombuffer(buffer, np.uint8)
-    if array.ctypes.data % dtype.itemsize:
+    if needed < _COPIED and array.ctypes.data % dtype.itemsize:
         array = array.copy()
     return array.view(dtype).reshape(tuple(shape))
+
+
+def release(array: Array) -> None:
+    """Gives back the memory of an array that lies in a mapped file and has been read: who reads it again pays for
+    that. Nothing happens to other arrays."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base  # the last one holds the bytes that `view` was given
+    buffer: Any = array.base
+    while isinstance(buffer, memoryview):
+        buffer = buffer.obj
+    if isinstance(buffer, _Mapped) and hasattr(mmap, "MADV_DONTNEED"):
+        offset = array.ctypes.data - np.frombuffer(buffer, np.uint8).ctypes.data
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        with contextlib.suppress(OSError):  # no more than a hint
+            buffer.madvise(mmap.MADV_DONTNEED, start, offset + array.nbytes - start)
 
 
 class Folder:

@@ -319,7 +319,8 @@ def test_programs_stay_inside_their_buffers(name: str) -> None:
                     made_here = np.zeros(dims.evaluate(p.size, env), p.dtype)
                     arrays[buffer] = memory.setdefault(p, made_here)
                 else:
-                    arrays[buffer] = p.pack(memory[p.value])
+                    arrays[buffer] = np.full(p.size, 77, p.value.dtype)
+                    p.pack(memory[p.value], arrays[buffer])
             interp.run(low.program, arrays, env, target)
         for v, want in zip(stitched.graph.outputs, evaluate(graph, hand_graphs.feeds(name, n, s)), strict=True):
             np.testing.assert_allclose(memory[v], want.reshape(-1), rtol=2e-5, atol=2e-5)
