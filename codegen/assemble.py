@@ -32,6 +32,9 @@ from stitch.stitching.schedule import Kernel, Stitched
 from stitch.stitching.trace import Flow
 from stitch.target import Target
 
+_PIECE = 4 << 20
+"""Elements that are copied at a time."""
+
 Pack: TypeAlias = Callable[[Array, Array], None]
 """Writes a constant's elements, the first argument, in some order to the second, which is flat."""
 
@@ -68,7 +71,11 @@ class _Blob:
 
 
 def _as_it_is(array: Array, out: Array) -> None:
-    out.reshape(array.shape)[...] = array
+    """In pieces: a table of words is the largest constant by far."""
+    flat = array.reshape(-1)
+    for at in range(0, flat.size, _PIECE):
+        out[at : at + _PIECE] = flat[at : at + _PIECE]
+        weights.release(flat)
 
 
 def assemble(
