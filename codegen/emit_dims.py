@@ -44,9 +44,9 @@ class Dims:
             case Symbol(name):
                 return self.symbols[name]
             case Func("floordiv", (a, d)):
-                return self._division(self.value(a), self.value(d))[0]
+                return self._quotient(a, d)
             case Func("mod", (a, d)):
-                return self._division(self.value(a), self.value(d))[1]
+                return self._remainder(a, d)
             case Func(kind, args):
                 first, *rest = (self.value(a) for a in args)
                 for other in rest:
@@ -57,8 +57,36 @@ class Dims:
     def select(self, c: str, a: str, b: str) -> str:
         return self.w.pure(f"select i1 {c}, i64 {a}, i64 {b}", c, a, b)
 
-    def _division(self, a: str, d: str) -> tuple[str, str]:
-        """Quotient and remainder as `dims.evaluate` has them: rounded down, 0 by 0."""
+    # Quotients are rounded down, and both are 0 where the divisor is, as `dims.evaluate` has them. A machine divides
+    # otherwise, so what is known of the signs saves most of the instructions.
+
+    def _quotient(self, a: Dim, d: Dim) -> str:
+        low, high = dims.bounds(a)
+        if isinstance(d, int) and _is_power(d):
+            x = self.value(a)
+            return self.w.pure(f"ashr i64 {x}, {d.bit_length() - 1}", x)
+        if _is_positive(d) and low is not None and low >= 0:
+            return self._unsigned("udiv", a, d)
+        if _is_positive(d) and high is not None and high <= 0:  # minus the quotient of -a, rounded up
+            q = self._unsigned("udiv", d - a - 1, d)
+            return self.w.pure(f"sub nsw i64 0, {q}", q)
+        return self._divided(self.value(a), self.value(d))[0]
+
+    def _remainder(self, a: Dim, d: Dim) -> str:
+        low, _ = dims.bounds(a)
+        if isinstance(d, int) and _is_power(d):
+            x = self.value(a)
+            return self.w.pure(f"and i64 {x}, {d - 1}", x)
+        if _is_positive(d) and low is not None and low >= 0:
+            return self._unsigned("urem", a, d)
+        return self._divided(self.value(a), self.value(d))[1]
+
+    def _unsigned(self, op: str, a: Dim, d: Dim) -> str:
+        x, y = self.value(a), self.value(d)
+        return self.w.pure(f"{op} i64 {x}, {y}", x, y)
+
+    def _divided(self, a: str, d: str) -> tuple[str, str]:
+        """Quotient and remainder whatever the signs."""
         pure = self.w.pure
         none = pure(f"icmp eq i64 {d}, 0", d)
         safe = self.select(none, "1", d)
@@ -71,6 +99,16 @@ class Dims:
         q = self.select(down, self.add(q, "-1"), q)
         r = self.select(down, self.add(r, safe), r)
         return self.select(none, "0", q), self.select(none, "0", r)
+
+
+def _is_power(number: int) -> bool:
+    """Of two."""
+    return number > 0 and not number & (number - 1)
+
+
+def _is_positive(dim: Dim) -> bool:
+    low = dims.bounds(dim)[0]
+    return low is not None and low > 0
 
 
 def constant_part(dim: Dim) -> tuple[Dim, int]:

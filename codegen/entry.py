@@ -40,6 +40,9 @@ class KernelCall:
     symbols: tuple[str, ...]
 
 
+ATTRIBUTES = "nounwind noinline optnone"
+"""Of what runs once in an inference, or once for a shape: LLVM does without its optimisations, and is faster for it."""
+
 DECLARATIONS = "declare void @stitch_parallel(ptr, ptr, ptr, i64, i64)\n"
 
 
@@ -73,7 +76,7 @@ def entry(name: str, calls: Sequence[KernelCall], symbols: Mapping[str, int], sc
                 team = f"call void @stitch_parallel(ptr %team, ptr @{phase.function}, ptr %args"
                 w.effect(f"{team}, i64 {tasks}, i64 {d.value(phase.grain)})")
     body = w.text().replace("ret void", "ret i64 0")
-    return f"define i64 @{name}(ptr %team, ptr %dims, ptr %slots, ptr %arena) {{\n{body}\n}}\n"
+    return f"define i64 @{name}(ptr %team, ptr %dims, ptr %slots, ptr %arena) {ATTRIBUTES} {{\n{body}\n}}\n"
 
 
 def layout(name: str, results: Sequence[Dim], symbols: Mapping[str, int], scratch_at: Dim, scratch: Dim) -> str:
@@ -86,7 +89,7 @@ def layout(name: str, results: Sequence[Dim], symbols: Mapping[str, int], scratc
     for k, value in enumerate([total, *(d.value(r) for r in results)]):
         to = w.pure(f"getelementptr i8, ptr %out, i64 {8 * k}")
         w.effect(f"store i64 {value}, ptr {to}, align 8")
-    return f"define void @{name}(ptr %dims, ptr %out) {{\n{w.text()}\n}}\n"
+    return f"define void @{name}(ptr %dims, ptr %out) {ATTRIBUTES} {{\n{w.text()}\n}}\n"
 
 
 class _Symbols(dict[str, str]):
