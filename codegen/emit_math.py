@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from stitch.codegen import polynomials
 from stitch.codegen.emit_values import MathBuilder, Operations, Value, literal_text
@@ -121,7 +122,14 @@ class MachineMath(MathBuilder):
 
 
 def _vector(table: Sequence[float]) -> str:
-    return f"<{', '.join(f'float {literal_text(x, FLOAT32)}' for x in table)}>"
+    return _text_of(struct.pack(f"{len(table)}d", *table))
+
+
+@lru_cache(256)
+def _text_of(table: bytes) -> str:
+    """Tables are few, and written out for each vector that looks something up. By their bits: 0 is not -0."""
+    numbers = struct.unpack(f"{len(table) // 8}d", table)
+    return f"<{', '.join(f'float {literal_text(x, FLOAT32)}' for x in numbers)}>"
 
 
 LOOKUPS: dict[tuple[str, int], Callable[[MachineMath, Sequence[float], str], str]] = {

@@ -277,8 +277,8 @@ class Constants:
         if array.nbytes <= _SMALL:
             return array.dtype, array.shape, array.tobytes()
         # No reshape: of a transposed view it would be a copy.
-        sample = [array[np.unravel_index(i, array.shape)] for i in np.linspace(0, array.size - 1, 16, dtype=np.int64)]
-        return array.dtype, array.shape, np.array(sample, array.dtype).tobytes()
+        sample = array[np.unravel_index(np.linspace(0, array.size - 1, 16, dtype=np.int64), array.shape)]
+        return array.dtype, array.shape, sample.tobytes()
 
 
 def _same_memory(a: Array, b: Array) -> bool:

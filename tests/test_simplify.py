@@ -341,3 +341,26 @@ def test_channels_last_norm_needs_no_transpose() -> None:
         return b.reshape(conv(b, b.transpose(centred, [0, 3, 1, 2]), 1), [N, 64])
 
     assert len(moving(simplify(graph_of(make)))) == 1
+
+
+def test_no_pass_looks_twice_at_a_graph_that_it_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: set[tuple[str, int]] = set()
+    graphs_: list[Graph] = []  # kept, so that an id is one graph's only
+    for name in ("decompose", "tidy", "fold", "sink"):
+
+        def watched(graph: Graph, name: str = name, run: Callable[[Graph], Graph] = getattr(passes, name)) -> Graph:
+            assert (name, id(graph)) not in left, f"{name} again"
+            after = run(graph)
+            graphs_.append(graph)
+            if after is graph:
+                left.add((name, id(graph)))
+            return after
+
+        monkeypatch.setattr(passes, name, watched)
+
+    def make(b: Sample) -> Value:
+        x = b.transpose(b.x(N, 4), [1, 0])
+        return b.transpose(b.add(relu(b, x), relu(b, b.unary("exp", x))), [1, 0])
+
+    simplify(graph_of(make))
+    assert {name for name, _ in left} == {"decompose", "tidy", "fold", "sink"}

@@ -8,6 +8,7 @@ the order of axes, until one meets its inverse; `hoist` then pulls up what is le
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from stitch import knobs
 from stitch.graph import Graph, Node, Value
@@ -25,6 +26,9 @@ from stitch.simplify.quotients import QUOTIENTS
 from stitch.simplify.sinking import SINKING
 from stitch.simplify.winograd import WINOGRAD
 
+_Pass: TypeAlias = Callable[[Graph], Graph]
+_Known: TypeAlias = dict[_Pass, Graph]
+
 _ROUNDS = 8  # a bound on repetition; real models settle in two to four
 
 
@@ -33,21 +37,27 @@ def simplify(graph: Graph) -> Graph:
 
     A change of layout is kept if fewer bytes are moved after it, or as many in fewer nodes.
     """
-    graph = _settled(distribute(_settled(graph, tidy, fold)), decompose, tidy, fold)
+    known: _Known = {}
+    graph = _settled(distribute(_settled(graph, known, tidy, fold)), known, decompose, tidy, fold)
     for _ in range(_ROUNDS):
-        after = _settled(hoist(_settled(graph, sink, tidy, fold)), decompose, tidy, fold)
+        after = _settled(hoist(_settled(graph, known, sink, tidy, fold)), known, decompose, tidy, fold)
         if _burden(after) >= _burden(graph):
             break
         graph = after
-    return last(_settled(divide(graph), tidy, fold))
+    return last(_settled(divide(graph), known, tidy, fold))
 
 
-def _settled(graph: Graph, *passes: Callable[[Graph], Graph]) -> Graph:
-    """The graph after these passes, in this order, until none changes it."""
+def _settled(graph: Graph, known: _Known, *passes: _Pass) -> Graph:
+    """The graph after these passes, in this order, until none changes it. `known` is what each has last left as it is,
+    and would leave so again."""
     for _ in range(_ROUNDS):
         before = graph
         for step in passes:
-            graph = step(graph)
+            if known.get(step) is not graph:
+                after = step(graph)
+                if after is graph:
+                    known[step] = graph
+                graph = after
         if graph is before:
             break
     return graph
