@@ -346,9 +346,10 @@ def test_channels_last_norm_needs_no_transpose() -> None:
 def test_no_pass_looks_twice_at_a_graph_that_it_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     left: set[tuple[str, int]] = set()
     graphs_: list[Graph] = []  # kept, so that an id is one graph's only
-    for name in ("decompose", "tidy", "fold", "sink"):
+    for run in (passes.decompose, passes.tidy, passes.fold, passes.sink):
 
-        def watched(graph: Graph, name: str = name, run: Callable[[Graph], Graph] = getattr(passes, name)) -> Graph:
+        def watched(graph: Graph, run: Callable[[Graph], Graph] = run) -> Graph:
+            name = run.__name__
             assert (name, id(graph)) not in left, f"{name} again"
             after = run(graph)
             graphs_.append(graph)
@@ -356,7 +357,7 @@ def test_no_pass_looks_twice_at_a_graph_that_it_left_as_it_was(monkeypatch: pyte
                 left.add((name, id(graph)))
             return after
 
-        monkeypatch.setattr(passes, name, watched)
+        monkeypatch.setattr(passes, run.__name__, watched)
 
     def make(b: Sample) -> Value:
         x = b.transpose(b.x(N, 4), [1, 0])
