@@ -65,7 +65,13 @@ def plan(step: Sequence[Lowered], is_local: Callable[[Value], bool]) -> Memory:
     lifetimes = _lifetimes(step, is_local)
     replaced = _replaced(step, {x.value: x for x in lifetimes})
     merged = _merged(lifetimes, replaced)
-    offsets, total = _Placing(merged).best()
+    placing = _Placing(merged)
+    offsets, total = placing.best()
+    if replaced and not placing.is_good(total):  # a place that is held for long may be in the way of others
+        alone = _Placing(lifetimes)
+        apart, size = alone.best()
+        if alone.score(size) < alone.score(total):
+            return Memory({x.value: at for x, at in apart.items()}, size, tuple(lifetimes))
     places = {v: offsets[x] for x in merged for v in (x.value, *x.others)}
     return Memory(places, total, tuple(lifetimes), replaced)
 
@@ -145,10 +151,13 @@ class _Placing:
             offsets, total = self.placed(sorted(self.lifetimes, key=weight, reverse=True))
             if found is None or self.score(total) < found[0]:
                 found = self.score(total), offsets, total
-            if found[0] <= GOOD * len(self.points):
+            if self.is_good(found[2]):
                 break
         assert found is not None
         return found[1], found[2]
+
+    def is_good(self, total: Dim) -> bool:
+        return self.score(total) <= GOOD * len(self.points)
 
     def weights(self) -> Iterator[Callable[[Lifetime], float]]:
         """What may come first: what lives long, lest it cuts the arena in two; what is large; both."""

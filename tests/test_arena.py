@@ -293,14 +293,14 @@ def test_results_in_place_have_the_same_bits(
 ) -> None:
     graph = chained(steps, fixed)
     (replacing, after), (plain, before) = (planned(graph, schemes, TINY, way) for way in (True, False))
+    score = arena._Placing(before.lifetimes).score
+    assert score(after.total) <= score(before.total)
     for n, m in ((6, 1), (6, 3)) if fixed else ((1, 2), (5, 3), (17, 2), (40, 1)):
         sizes = {"n": n, "m": m}
         feeds = random_graphs.feeds(graph, sizes, n, True)
         want = pipeline.run(plain, feeds)
         for threads in (1, 3):
             assert pipeline.same_bits(pipeline.run(replacing, feeds, threads), want)
-        if after.replaced:
-            assert dims.evaluate(after.total, sizes) <= dims.evaluate(before.total, sizes)
 
 
 @pytest.mark.parametrize("step", ["softmax", "row", "residual"])

@@ -92,8 +92,8 @@ TABLE = """
     stitch.codegen.mapping
     stitch.codegen.tiling
     stitch.codegen.divisors
-    stitch.codegen.blocks
     stitch.codegen.peeling
+    stitch.codegen.blocks
     stitch.codegen.windows
     stitch.codegen.ahead
     stitch.codegen.kernels
