@@ -21,7 +21,7 @@ from stitch.stitching.schedule import Chain, Contraction, Group, Kernel, Phase, 
 from stitch.stitching.stages import Stages
 from stitch.stitching.trace import Access, Flow
 
-TASKS = 16
+TASKS = 12
 """Blocks of rows from which there are enough of them for several workers: with fewer, one contraction by itself is
 better cut along its columns, too."""
 
