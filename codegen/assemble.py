@@ -32,6 +32,9 @@ from stitch.stitching.schedule import Kernel, Stitched
 from stitch.stitching.trace import Flow
 from stitch.target import Target
 
+HUGE = 2 << 20
+"""Bytes of a huge page; from this size on, constants are in such."""
+
 _PIECE = 4 << 20
 """Elements that are copied at a time."""
 
@@ -57,13 +60,18 @@ class _Blob:
 
     def build(self) -> Array:
         """Constant by constant, each read from the model's file and written to its place, so that there is never more
-        than one that takes memory twice."""
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory is seldom in huge pages
-        block = mmap.mmap(-1, max(self.size, 1), private)  # zeros
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # making small pages would take as long as the rest
+        than one that takes memory twice.
+
+        In huge pages: making small ones would take as long as the rest, and reading them takes a fifth more. Private,
+        since memory that is shared has pages of another kind, and by default no huge ones."""
+        huge = HUGE if self.size >= HUGE else 0
+        block = mmap.mmap(-1, max(self.size, 1) + huge, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # zeros
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without huge pages
                 block.madvise(mmap.MADV_HUGEPAGE)
-        out = np.frombuffer(block, np.uint8, self.size)
+        whole = np.frombuffer(block, np.uint8)
+        start = -whole.ctypes.data % huge if huge else 0
+        out = whole[start : start + self.size]
         for at, elements, source, pack in self.parts:
             pack(source, out[at : at + elements * source.itemsize].view(source.dtype))
             weights.release(source)
