@@ -66,7 +66,7 @@ def driver() -> str:
             f"  %n{axis} = load i64, ptr %n{axis}.at\n  %d{axis} = icmp eq i64 %i{axis}.next, %n{axis}\n"
             f"  br i1 %d{axis}, label %{done}, label %l{axis}"
         )
-    call = "  call void %kernel(ptr %a2, i64 %ar, ptr %b2, ptr %c2, i64 %cr, ptr %loops, i64 0)\n  br label %e2"
+    call = "  call void %kernel(ptr %a2, i64 %ar, ptr %b2, ptr %c2, i64 %cr, ptr %loops)\n  br label %e2"
     return DRIVER.replace("BODY", "\n".join([*lines, call, *reversed(ends)]))
 
 

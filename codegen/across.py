@@ -15,7 +15,7 @@ point's number was in a register becomes a tile with a number for each lane.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from stitch import access, dims
@@ -27,6 +27,7 @@ from stitch.codegen.loops import (
     Clip,
     Define,
     Expr,
+    Fold,
     Guarded,
     Literal,
     Local,
@@ -40,6 +41,7 @@ from stitch.codegen.loops import (
 )
 from stitch.codegen.lower import Nest, Retiler, Rewriter, expressions, indices, tiles_of
 from stitch.codegen.splitting import ENOUGH, WIDE, joined
+from stitch.codegen.sums import BLOCK_BITS, is_blocked
 from stitch.stitching.schemes import estimate
 
 UNROLL = 4
@@ -53,6 +55,9 @@ read is short."""
 
 ROWS = 64
 """Lanes of a block in which nests have loops of their own: 256 bytes of each row of float32, or four cache lines."""
+
+BLOCK = 1 << BLOCK_BITS
+"""Rows after which a sum by rows goes into another tile."""
 
 WINDOW = 64
 """Rows up to which a fold is better kept in registers: those of a window, of which the next point reads most again."""
@@ -237,23 +242,55 @@ def streamed(n: Nest, block: Block) -> tuple[tuple[Stmt, ...], tuple[Buffer, ...
 
     before: vector v { for r { t op= f(r, v) }; after(t) }
     after:  vector v { tile[v] := identity }; for r { vector v { tile[v] := op(tile[v], f(r, v)) } }; vector v { ... }
+
+    Long sums go into another tile, block by block.
     """
     at = access.of(block.lanes)
     totals = {f.local: Buffer(f.local.name, f.local.dtype, block.points, "tile") for f in n.folds}
-    first, steps = [], []
-    for f, total in zip(n.folds, totals.values(), strict=True):
-        kind = f.local.dtype
-        first.append(Store(total, at, Literal(identity(f.op, kind), kind)))
-        steps.append(Store(total, at, Apply(f.op, (Read(total, at), f.value), kind)))
 
     def lanes(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
         return (Loop(block.lanes, tuple(body), (), "vector", block.clip, UNROLL),) if body else ()
 
-    loop = lanes((*n.body, *steps))
-    for a in reversed(n.reduced):
-        loop = (Loop(a, loop, (), "serial", block.clips.get(a)),)
+    def empty(tiles: Mapping[Local, Buffer]) -> tuple[Stmt, ...]:
+        kinds = [(f, tiles[f.local]) for f in n.folds]
+        return lanes([Store(t, at, Literal(identity(f.op, t.dtype), t.dtype)) for f, t in kinds])
+
+    def folded(into: Mapping[Local, Buffer], what: Callable[[Fold], Expr]) -> list[Stmt]:
+        kinds = [(f, into[f.local]) for f in n.folds]
+        return [Store(t, at, Apply(f.op, (Read(t, at), what(f)), t.dtype)) for f, t in kinds]
+
+    cut, finer, clips, where = _in_blocks(n, block.clips)
+    inside = totals if cut is None else {x: Buffer(t.name, t.dtype, t.size, "tile") for x, t in totals.items()}
+    fine = n if cut is None else Rewriter(lambda _, i: i.substitute(where)).nest(n, {})
+    values = {f.local: g.value for f, g in zip(n.folds, fine.folds, strict=True)}
+    loop = lanes((*fine.body, *folded(inside, lambda f: values[f.local])))
+    for a in reversed(finer):
+        loop = (Loop(a, loop, (), "serial", clips.get(a)),)
+        if a is cut:
+            flush = lanes(folded(totals, lambda f: Read(inside[f.local], at)))
+            loop = (*empty(inside), *loop, *flush)
     after = _Spread(totals, at)
-    return (*lanes(first), *loop, *lanes([after.stmt(s) for s in n.after])), tuple(totals.values())
+    tiles = tuple(dict.fromkeys((*totals.values(), *inside.values())))
+    return (*empty(totals), *loop, *lanes([after.stmt(s) for s in n.after])), tiles
+
+
+def _in_blocks(
+    n: Nest, clips: Mapping[Axis, Clip]
+) -> tuple[Axis | None, tuple[Axis, ...], Mapping[Axis, Clip], Mapping[Axis, Index]]:
+    """The reduced axes with one of them cut into blocks, where a float sum over them is longer than one: the axis over
+    blocks, or None; all axes; their clips; and what stands for the axis that was cut."""
+    inside = 1
+    for k in reversed(range(len(n.reduced) if any(map(is_blocked, n.folds)) else 0)):
+        a = n.reduced[k]
+        if isinstance(a.extent, int) and (a in clips or inside * a.extent <= BLOCK):  # clips: it is a part already
+            inside *= a.extent
+            continue
+        size = max(BLOCK // inside, 1)
+        outer, inner = Axis(a.name + "b", dims.ceil_div(a.extent, size)), Axis(a.name, size)
+        axes = (*n.reduced[:k], outer, inner, *n.reduced[k + 1 :])
+        where = {a: access.index(0, (outer, size), (inner, 1))}
+        return outer, axes, {**clips, inner: Clip(size, outer, a.extent)}, where
+    return None, n.reduced, clips, {}
 
 
 def _turn(

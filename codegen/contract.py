@@ -1,11 +1,11 @@
 """The register-tiled micro-kernel of every contraction: matmul and convolution differ only in their strides.
 
-    C[rows, NR] (+)= sum over k of A[row, k] * B[k, NR]        NR = vectors * lanes
+    C[rows, NR] = sum over k of A[row, k] * B[k, NR]        NR = vectors * lanes
 
 k runs over up to three nested axes: one for a matmul, (kernel row, kernel column, channel) for a convolution whose
 rows are neighbouring pixels. One function is emitted for each tile:
 
-    void name(ptr a, i64 a_row, ptr b, ptr c, i64 c_row, ptr loops, i64 accumulate)
+    void name(ptr a, i64 a_row, ptr b, ptr c, i64 c_row, ptr loops)
 
 * `a` is the element at row 0 and k = 0; rows stand `a_row` elements apart. They may overlap, or coincide.
 * `b` has, for each k, NR contiguous elements: a packed panel (padded to NR), or a matrix as it stands.
@@ -13,17 +13,17 @@ rows are neighbouring pixels. One function is emitted for each tile:
   overlap the other two.
 * `loops` points to nine i64: three extents, three strides of `a`, three of `b`, outermost first, strides in elements.
   Where an extent is 0 the sum is empty.
-* `accumulate` other than 0 starts from what `c` holds, 0 starts from zero.
 
 No alignment beyond the element's is assumed. `unit_a` promises that the innermost stride of `a` is 1.
 
-*One order.* Every element of C is one chain of multiply-adds in the order of k, whatever the tile, and a chain that
-was interrupted resumes from memory with `accumulate`. So neither the row count of a tile, nor the blocking of k, nor
-the number of threads changes a bit of the result. Splitting a chain over several accumulators would.
+*One order.* Every element of C is a sum of blocks, each of them one chain of multiply-adds in the order of k. Blocks
+follow from the three extents alone (`codegen/sums.py`), so neither the row count of a tile nor the number of threads
+changes a bit of the result. The sum of the blocks so far is in C, that of the present one in registers.
 
 *Straight SSA.* The text holds what the machine should do, and no pass is needed to make it good: accumulators are
-phis, the two outer axes are one loop, and rows are reached from one pointer in five through x86's addressing modes
-(p, p + s, p + 2s, p + 4s, and 3s in a register), so that all of a tile's addresses fit the integer registers.
+phis, the two outer axes and the blocks are one loop, and rows are reached from one pointer in five through x86's
+addressing modes (p, p + s, p + 2s, p + 4s, and 3s in a register), so that all of a tile's addresses fit the integer
+registers.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stitch import dtypes
+from stitch.codegen.sums import BLOCK_BITS
 from stitch.target import Target
 
 TYPES = {dtypes.FLOAT32: "float", dtypes.FLOAT64: "double", dtypes.INT32: "i32", dtypes.INT64: "i64"}
@@ -131,6 +132,11 @@ class _Kernel:
         return f"<{self.lanes} x {self.element}>"
 
     @property
+    def blocked(self) -> bool:
+        """Whether the order of a sum matters. One without blocks needs a register less around the loop."""
+        return dtypes.is_float(self.dtype)
+
+    @property
     def reach(self) -> int:
         """Rows served by one pointer: x86 adds a register times 1, 2, 4 or 8 to it, others have registers to spare."""
         return 5 if self.target.is_x86 else 1
@@ -145,14 +151,14 @@ def emit_micro_kernel(
     if min(rows, vectors) < 1:
         raise ValueError(f"a tile of {rows}x{vectors} vectors is empty")
     k = _Kernel(target, dtype, rows, vectors, unit_a)
-    arguments = "ptr %a, i64 %a_row, ptr %b, ptr %c, i64 %c_row, ptr %loops, i64 %accumulate"
-    body = [*_entry(k), *_outer(k), *_inner(k), *_next(k), *_finish(k)]
+    arguments = "ptr %a, i64 %a_row, ptr %b, ptr %c, i64 %c_row, ptr %loops"
+    body = [*_entry(k), *_outer(k), *_inner(k), *_next(k), *_drain(k)]
     head = f"define {linkage} void" if linkage else "define void"
     return "\n".join([f"{head} @{name}({arguments}) nounwind {{", *body, "}", ""])
 
 
 def _entry(k: _Kernel) -> Iterator[str]:
-    """Read the arguments, and start the accumulators from zero or from C."""
+    """Read the arguments, and find how long blocks are; an empty sum ends here."""
     size = k.dtype.itemsize
     yield "entry:"
     for index, name in enumerate(("n0", "n1", "n2", "ea0", "ea1", "ea2", "eb0", "eb1", "eb2")):
@@ -174,22 +180,34 @@ def _entry(k: _Kernel) -> Iterator[str]:
         yield f"  %{side}.run = mul i64 %{side}1, %n1"
         yield f"  %{side}.rise = add i64 %{side}0, %{side}1"
         yield f"  %{side}.turn = sub i64 %{side}.rise, %{side}.run"
-    yield "  %fresh = icmp eq i64 %accumulate, 0"
-    yield "  br i1 %fresh, label %begin, label %resume"
-    yield "resume:"
+    if k.blocked:  # block_of(n)
+        yield "  %zeros = call i64 @llvm.ctlz.i64(i64 %n, i1 false)"
+        yield "  %odd = sub i64 65, %zeros"
+        yield "  %half = lshr i64 %odd, 1"
+        yield f"  %bits = call i64 @llvm.umax.i64(i64 %half, i64 {BLOCK_BITS})"
+        yield "  %block = shl i64 1, %bits"
+        yield "  %most = call i64 @llvm.umin.i64(i64 %n2, i64 %block)"
+    yield "  br i1 %empty, label %nothing, label %outer"
+    yield "nothing:"
     for cell, i, j in _cells(k):
-        yield f"  %r{cell}.at = getelementptr {k.vector}, ptr %c{i or ''}, i64 {j}"
-        yield f"  %r{cell} = load {k.vector}, ptr %r{cell}.at, align {size}"
-    yield "  br label %begin"
-    yield "begin:"
-    yield from _phis(k, "z", ("", "entry"), ("r", "resume"))
-    yield "  br i1 %empty, label %finish, label %outer"
+        yield from _store(k, "n", cell, i, j, "zeroinitializer")
+    yield "  ret void"
 
 
 def _cells(k: _Kernel) -> Iterator[tuple[str, int, int]]:
     for i in range(k.rows):
         for j in range(k.vectors):
             yield f"{i}.{j}", i, j
+
+
+def _at(k: _Kernel, name: str, cell: str, i: int, j: int) -> str:
+    return f"  %{name}{cell}.at = getelementptr {k.vector}, ptr %c{i or ''}, i64 {j}"
+
+
+def _store(k: _Kernel, name: str, cell: str, i: int, j: int, value: str) -> Iterator[str]:
+    """A cell of C := value."""
+    yield _at(k, name, cell, i, j)
+    yield f"  store {k.vector} {value}, ptr %{name}{cell}.at, align {k.dtype.itemsize}"
 
 
 def _phis(k: _Kernel, name: str, *incoming: tuple[str, str]) -> Iterator[str]:
@@ -200,11 +218,21 @@ def _phis(k: _Kernel, name: str, *incoming: tuple[str, str]) -> Iterator[str]:
 
 
 def _outer(k: _Kernel) -> Iterator[str]:
-    """Axes 0 and 1 are one loop of n0 * n1 turns; %i1 counts down to where axis 1 wraps."""
+    """A run along the innermost axis: all of it, or what a block holds.
+
+    Axes 0 and 1 are `left` turns, of which %i1 counts down to where axis 1 wraps. %rest is what the innermost one still
+    has, %room what fits the block, and %fresh tells that no block is in C yet."""
     yield "outer:"
-    yield from _phis(k, "o", ("z", "begin"), ("s", "next"))
-    for name, kind, start in (("a.o", "ptr", "a"), ("b.o", "ptr", "b"), ("left", "i64", "n01"), ("i1", "i64", "n1")):
-        yield f"  %{name} = phi {kind} [ %{start}, %begin ], [ %{name}.next, %next ]"
+    yield from _phis(k, "o", ("", "entry"), ("s", "next"), *[("", "drained")][: k.blocked])
+    starts = [("a.o", "ptr", "%a"), ("b.o", "ptr", "%b"), ("left", "i64", "%n01"), ("i1", "i64", "%n1")]
+    if k.blocked:
+        starts += [("rest", "i64", "%n2"), ("room", "i64", "%block")]
+    for name, kind, start in starts:
+        drained = f", [ %{name}.next, %drained ]" if k.blocked else ""
+        yield f"  %{name} = phi {kind} [ {start}, %entry ], [ %{name}.next, %next ]{drained}"
+    if k.blocked:
+        yield "  %fresh = phi i1 [ true, %entry ], [ %fresh, %next ], [ false, %drained ]"
+        yield "  %run = call i64 @llvm.umin.i64(i64 %rest, i64 %block)"
     for i in range(k.reach, k.rows, k.reach):
         yield f"  %a.o{i} = getelementptr i8, ptr %a.o{i - k.reach if i > k.reach else ''}, i64 %row.reach"
     yield "  br label %inner"
@@ -219,7 +247,7 @@ def _inner(k: _Kernel) -> Iterator[str]:
     for i in pointers:
         yield f"  %p{i} = phi ptr [ %a.o{i or ''}, %outer ], [ %p{i}.next, %inner ]"
     yield "  %pb = phi ptr [ %b.o, %outer ], [ %pb.next, %inner ]"
-    yield "  %i2 = phi i64 [ %n2, %outer ], [ %i2.next, %inner ]"
+    yield f"  %i2 = phi i64 [ {'%run' if k.blocked else '%n2'}, %outer ], [ %i2.next, %inner ]"
     for j in range(k.vectors):
         yield f"  %w{j}.at = getelementptr {k.vector}, ptr %pb, i64 {j}"
         yield f"  %w{j} = load {k.vector}, ptr %w{j}.at, align {size}"
@@ -261,25 +289,64 @@ def _multiply_add(k: _Kernel, cell: str, x: str, y: str) -> Iterator[str]:
 
 
 def _next(k: _Kernel) -> Iterator[str]:
-    """The end of the innermost axis: move on along axis 1, and along axis 0 where axis 1 wraps."""
+    """The end of a run: go on along the innermost axis, or else along axis 1, and along axis 0 where axis 1 wraps."""
+    turned, less = (".turned", ".less") if k.blocked else (".next", ".next")
     yield "next:"
     yield "  %i1.less = add i64 %i1, -1"
     yield "  %wrap = icmp eq i64 %i1.less, 0"
-    yield "  %i1.next = select i1 %wrap, i64 %n1, i64 %i1.less"
+    yield f"  %i1{turned} = select i1 %wrap, i64 %n1, i64 %i1.less"
+    yield f"  %left{less} = add i64 %left, -1"
     for axis in "ab":
         yield f"  %{axis}.step = select i1 %wrap, i64 %{axis}.turn, i64 %{axis}1"
-        yield f"  %{axis}.o.next = getelementptr i8, ptr %{axis}.o, i64 %{axis}.step"
-    yield "  %left.next = add i64 %left, -1"
+    if k.blocked:
+        yield from _next_run()
+    for axis in "ab":
+        yield f"  %{axis}.o.next = getelementptr i8, ptr %{axis}.o, i64 %{axis}.step{'s' if k.blocked else ''}"
     yield "  %last = icmp eq i64 %left.next, 0"
-    yield "  br i1 %last, label %finish, label %outer"
+    if k.blocked:
+        yield "  %over = or i1 %last, %full"
+    yield f"  br i1 %{'over' if k.blocked else 'last'}, label %drain, label %outer"
 
 
-def _finish(k: _Kernel) -> Iterator[str]:
-    yield "finish:"
-    yield from _phis(k, "f", ("z", "begin"), ("s", "next"))
+def _next_run() -> Iterator[str]:
+    """Where the run ends before its axis, it is the axis that goes on."""
+    yield "  %rest.less = sub i64 %rest, %run"
+    yield "  %turn = icmp eq i64 %rest.less, 0"
+    yield "  %rest.next = select i1 %turn, i64 %n2, i64 %rest.less"
+    yield "  %i1.next = select i1 %turn, i64 %i1.turned, i64 %i1"
+    yield "  %left.next = select i1 %turn, i64 %left.less, i64 %left"
+    yield "  %begun = sub i64 %rest, %n2"  # 0 at the beginning of the axis, from where steps to the next turn count
+    yield "  %along = select i1 %turn, i64 %begun, i64 %run"
+    for axis in "ab":
+        yield f"  %{axis}.along = mul i64 %{axis}2, %along"
+        yield f"  %{axis}.turned = select i1 %turn, i64 %{axis}.step, i64 0"
+        yield f"  %{axis}.steps = add i64 %{axis}.turned, %{axis}.along"
+    yield "  %room.less = sub i64 %room, %run"
+    yield "  %full = icmp ult i64 %room.less, %most"
+    yield "  %room.next = select i1 %full, i64 %block, i64 %room.less"
+
+
+def _drain(k: _Kernel) -> Iterator[str]:
+    """The end of a block: its sums are those of C, or are added to them."""
+    yield "drain:"
+    yield "  br i1 %fresh, label %put, label %add" if k.blocked else "  br label %put"
+    yield "put:"
     for cell, i, j in _cells(k):
-        yield f"  %f{cell}.at = getelementptr {k.vector}, ptr %c{i or ''}, i64 {j}"
-        yield f"  store {k.vector} %f{cell}, ptr %f{cell}.at, align {k.dtype.itemsize}"
+        yield from _store(k, "p", cell, i, j, f"%s{cell}")
+    if not k.blocked:
+        yield "  ret void"
+        return
+    yield "  br label %drained"
+    yield "add:"
+    for cell, i, j in _cells(k):
+        yield _at(k, "q", cell, i, j)
+        yield f"  %q{cell} = load {k.vector}, ptr %q{cell}.at, align {k.dtype.itemsize}"
+        yield f"  %q{cell}.sum = fadd {k.vector} %q{cell}, %s{cell}"
+        yield f"  store {k.vector} %q{cell}.sum, ptr %q{cell}.at, align {k.dtype.itemsize}"
+    yield "  br label %drained"
+    yield "drained:"
+    yield "  br i1 %last, label %done, label %outer"
+    yield "done:"
     yield "  ret void"
 
 

@@ -90,16 +90,18 @@ class Writer:
         self,
         start: str | int,
         stop: str | int,
-        step: int,
+        step: int | str,
         carried: Sequence[tuple[str, str]],
         body: Callable[[str | int, list[str]], Sequence[str]],
         stored: Iterable[Buffer] = (),
         once: bool = False,
         opaque: bool = False,
+        some: bool = False,
     ) -> list[str]:
         """A loop from `start` while below `stop`. `carried`: types and first values of what iterations hand on, which
         `body` gets with the position, and returns anew; the last ones are the result. A single iteration is written
-        without a loop, and also with `once`, which promises that there is no second one, but for the test.
+        without a loop, and also with `once`, which promises that there is no second one, but for the test; `some`
+        promises that there is a first one.
 
         `opaque` keeps LLVM's loop strength reduction from the position, unless the body multiplies it. Where addresses
         are the sum of a base and the position anyway, it takes a quarter of the time of code generation to make a
@@ -108,11 +110,11 @@ class Writer:
         if isinstance(start, int) and isinstance(stop, int):
             if start >= stop:
                 return first
-            if start + step >= stop:
+            if isinstance(step, int) and start + step >= stop:
                 return list(body(start, first))
         n = self.count
         self.count += 1
-        sure = isinstance(start, int) and isinstance(stop, int)
+        sure = some or (isinstance(start, int) and isinstance(stop, int))
         here = len(self.levels)
         position = f"%i{n}"
         names = [f"%c{n}.{k}" for k in range(len(carried))]

@@ -14,7 +14,7 @@ FEW = (4, 3, 2)
 """Heights that there are besides the halves of a tile's: each kernel reads the whole panel, so that three rows are
 better done by one than by two, above all where there are no others."""
 
-ARGUMENTS = "ptr %a, i64 %a_row, ptr %b, ptr %c, i64 %c_row, ptr %loops, i64 %accumulate"
+ARGUMENTS = "ptr %a, i64 %a_row, ptr %b, ptr %c, i64 %c_row, ptr %loops"
 
 
 def tile_kernel(
@@ -50,7 +50,7 @@ def _chain(name: str, element: str, parts: list[tuple[int, str]]) -> str:
     for k, (height, callee) in enumerate(parts):
         before = "entry" if k == 0 else f"test{k - 1}"
         old = ("%a", "%c", "%rows") if k == 0 else (f"%a{k - 1}", f"%c{k - 1}", f"%left{k - 1}")
-        given = f"ptr %a{k}, i64 %a_row, ptr %b, ptr %c{k}, i64 %c_row, ptr %loops, i64 %accumulate"
+        given = f"ptr %a{k}, i64 %a_row, ptr %b, ptr %c{k}, i64 %c_row, ptr %loops"
         lines += [
             f"test{k}:",
             f"  %a{k} = phi ptr [ {old[0]}, %{before} ], [ %a{k}.next, %call{k} ]",

@@ -8,7 +8,9 @@ functions are the library's, so that results are the compiled code's bit for bit
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -45,6 +47,7 @@ from stitch.codegen.loops import (
     Use,
 )
 from stitch.codegen.mathlib import FUNCTIONS
+from stitch.codegen.sums import block_of, is_blocked, runs
 from stitch.dims import Dim
 from stitch.ops.primitives import PRIMITIVES
 from stitch.target import Target
@@ -142,14 +145,16 @@ class _Machine:
         stored[at] = True
 
     def serial_loop(self, s: Loop) -> None:
-        totals = [np.full(self.lanes, identity(f.op, f.local.dtype), f.local.dtype) for f in s.folds]
-        for k in range(self.trips(s.axis, s.clip)):
+        trips = max(0, self.trips(s.axis, s.clip))
+        sums = [_Sum(f, self.lanes, trips, _is_fixed(s)) for f in s.folds]
+        for k in range(trips):
             self.places[s.axis] = np.array([k])
             self.body(s.body)
             terms = [self.terms(f) for f in s.folds]
-            totals = [self.combined(f, t, v) for f, t, v in zip(s.folds, totals, terms, strict=True)]
-        for f, t in zip(s.folds, totals, strict=True):
-            self.locals[f.local] = t
+            for f, total, v in zip(s.folds, sums, terms, strict=True):
+                total.put(self.combined(f, total.block, v))
+        for f, total in zip(s.folds, sums, strict=True):
+            self.locals[f.local] = total.all()
 
     def vector_loop(self, s: Loop) -> None:
         n = max(0, self.trips(s.axis, s.clip))
@@ -160,15 +165,15 @@ class _Machine:
         self.lanes = 1
         del self.places[s.axis]
         for f, v in zip(s.folds, terms, strict=True):
-            self.locals[f.local] = self.reduced(f, v, n, lanes_of(s, self.target), s.unroll)
+            self.locals[f.local] = self.reduced(f, v, n, lanes_of(s, self.target), s)
 
-    def reduced(self, f: Fold, terms: list[Array], n: int, width: int, unroll: int) -> Array:
-        block = width * unroll
+    def reduced(self, f: Fold, terms: list[Array], n: int, width: int, loop: Loop) -> Array:
+        block = width * loop.unroll
         main = n - n % block
-        wide = np.full(block, identity(f.op, f.local.dtype), f.local.dtype)
+        wide = _Sum(f, block, main // block, _is_fixed(loop))
         for i in range(0, main, block):
-            wide = self.combined(f, wide, [t[i : i + block] for t in terms])
-        rows = list(wide.reshape(unroll, width))
+            wide.put(self.combined(f, wide.block, [t[i : i + block] for t in terms]))
+        rows = list(wide.all().reshape(loop.unroll, width))
         for i in range(main, n, width):
             k = min(width, n - i)
             new = self.combined(f, rows[0][:k], [t[i : i + k] for t in terms])
@@ -198,13 +203,22 @@ class _Machine:
         rows = self.trips(Axis("rows", s.rows), s.clip)
         a0, b0 = int(self.index(s.a_index)[0]), int(self.index(s.b_index)[0])
         i, j = np.arange(max(rows, 0))[:, None], np.arange(width)[None, :]
-        total = np.zeros((len(i), width), s.tile.dtype)
-        for point in itertools.product(*(range(self.dim(k.extent)) for k in s.loops)):
-            a_at = a0 + sum(p * self.dim(k.a_stride) for p, k in zip(point, s.loops, strict=True))
-            b_at = b0 + sum(p * self.dim(k.b_stride) for p, k in zip(point, s.loops, strict=True))
-            a = self.fetched(s.a, np.broadcast_to(a_at + i * self.dim(s.a_row), total.shape))
-            b = self.fetched(s.b, np.broadcast_to(b_at + j, total.shape))
-            total = self.multiply_add(a, b, total) if dtypes.is_float(s.tile.dtype) else total + a * b
+        zero = np.zeros((len(i), width), s.tile.dtype)
+        blocks, block = [], zero
+        for place, run, full in runs([self.dim(k.extent) for k in s.loops]):
+            for last in run:
+                point = (*place, last)
+                a_at = a0 + sum(p * self.dim(k.a_stride) for p, k in zip(point, s.loops, strict=True))
+                b_at = b0 + sum(p * self.dim(k.b_stride) for p, k in zip(point, s.loops, strict=True))
+                a = self.fetched(s.a, np.broadcast_to(a_at + i * self.dim(s.a_row), zero.shape))
+                b = self.fetched(s.b, np.broadcast_to(b_at + j, zero.shape))
+                block = self.multiply_add(a, b, block) if dtypes.is_float(s.tile.dtype) else block + a * b
+            if full:
+                blocks.append(block)
+                block = zero
+        if block is not zero or not blocks:
+            blocks.append(block)
+        total = functools.reduce(operator.add, blocks)
         memory = self.memory[s.tile]
         if memory.size < s.rows * width:
             raise Fault(f"{s.tile.name} has {memory.size} elements, not {s.rows} x {width}")
@@ -304,6 +318,32 @@ class _Machine:
         if a.dtype == dtypes.FLOAT32:
             return NumpyBuilder().fma(*np.broadcast_arrays(a, b, c))
         return _fma_double(*np.broadcast_arrays(a, b, c))
+
+
+def _is_fixed(s: Loop) -> bool:
+    return s.clip is None and isinstance(s.axis.extent, int)
+
+
+class _Sum:
+    """A fold of `count` terms for each of some lanes: `block` is what its last block has come to. Blocks are added to
+    0, unless it is known beforehand that there is one only, of which the sign of a zero stays."""
+
+    def __init__(self, fold: Fold, lanes: int, count: int, fixed: bool) -> None:
+        self.fold = fold
+        self.empty = np.full(lanes, identity(fold.op, fold.local.dtype), fold.local.dtype)
+        self.limit = block_of(count) if is_blocked(fold) else count
+        self.total = self.empty if is_blocked(fold) and not (fixed and count <= self.limit) else None
+        self.block, self.terms = self.empty, 0
+
+    def put(self, block: Array) -> None:
+        self.block, self.terms = block, self.terms + 1
+        if self.terms == self.limit:
+            self.total, self.block, self.terms = self.all(), self.empty, 0
+
+    def all(self) -> Array:
+        if self.total is None or self.terms == 0:
+            return self.block if self.total is None else self.total
+        return apply(self.fold.op, (self.total, self.block), self.fold.local.dtype)
 
 
 def apply(prim: str, args: Sequence[Array], dtype: np.dtype) -> Array:

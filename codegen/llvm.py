@@ -53,6 +53,7 @@ from stitch.codegen.loops import (
     expressions,
     walk,
 )
+from stitch.codegen.sums import BLOCK_BITS, block_of, is_blocked
 from stitch.codegen.transpose import transpose_kernel
 from stitch.dims import Dim
 from stitch.stitching.schemes import estimate
@@ -280,6 +281,7 @@ class _Phase:
             for k in range(trips):
                 totals = self._inside(s, ("", k), totals, False)
         else:
+            folds = [f for f, t in zip(s.folds, totals, strict=True) for _ in t.parts]
             kinds = [self.o.type(t.dtype, t.varying) for t in totals for _ in t.parts]
             carried = list(zip(kinds, [p for t in totals for p in t.parts], strict=True))
 
@@ -290,10 +292,10 @@ class _Phase:
                     p for v in self._inside(s, place, now, False) for p in (self.o.parts(v) if varying else v.parts)
                 ]
 
-            start: int | str = 0
             if s.unroll > 1 and not s.folds:
-                start = self._stepped(s, trips, stored)
-            totals = _regrouped(totals, self.w.repeat(start, trips, 1, carried, body, stored))
+                self.w.repeat(self._stepped(s, trips, stored), trips, 1, [], body, stored)
+            else:
+                totals = _regrouped(totals, self._folding(folds, trips, 1, carried, body, stored))
         for fold, total in zip(s.folds, totals, strict=True):
             self.m.locals[fold.local] = total
 
@@ -313,6 +315,46 @@ class _Phase:
         self.w.repeat(0, stop, s.unroll, [], body, stored)
         self._forget(stored)
         return stop
+
+    def _folding(
+        self,
+        folds: Sequence[Fold],
+        stop: str | int,
+        step: int,
+        carried: Sequence[tuple[str, str]],
+        body: Callable[[str | int, list[str]], Sequence[str]],
+        stored: Iterable[Buffer],
+        opaque: bool = False,
+    ) -> list[str]:
+        """`Writer.repeat` from 0 on, with sums in blocks (see `block_of`), around which there is another loop. `folds`:
+        that of each value which is carried."""
+        count = stop // step if isinstance(stop, int) else None
+        if not any(map(is_blocked, folds)) or (count is not None and count <= block_of(count)):
+            return self.w.repeat(0, stop, step, carried, body, stored, opaque=opaque)
+        size = str(block_of(count) * step) if count is not None else self._block_size(str(stop), step)
+        first = [name for _, name in carried]
+
+        def block(at: str | int, totals: list[str]) -> list[str]:
+            after = self.d.add(str(at), size)
+            end = self.w.pure(f"call i64 @llvm.smin.i64(i64 {after}, i64 {stop})", after, str(stop))
+            begin = [old if is_blocked(f) else now for f, old, now in zip(folds, first, totals, strict=True)]
+            inner = [(kind, name) for (kind, _), name in zip(carried, begin, strict=True)]
+            found = self.w.repeat(at, end, step, inner, body, stored, opaque=opaque, some=True)
+            return [
+                self.w.pure(f"fadd {kind} {total}, {name}", total, name) if is_blocked(f) else name
+                for f, (kind, _), total, name in zip(folds, carried, totals, found, strict=True)
+            ]
+
+        return self.w.repeat(0, stop, size, carried, block, stored)
+
+    def _block_size(self, stop: str, step: int) -> str:
+        """`block_of` as many steps as there are up to `stop`, times the step."""
+        count = self.w.pure(f"udiv i64 {stop}, {step}", stop) if step > 1 else stop
+        zeros = self.w.pure(f"call i64 @llvm.ctlz.i64(i64 {count}, i1 false)", count)
+        odd = self.w.pure(f"sub i64 65, {zeros}", zeros)
+        half = self.w.pure(f"lshr i64 {odd}, 1", odd)
+        bits = self.w.pure(f"call i64 @llvm.umax.i64(i64 {half}, i64 {BLOCK_BITS})", half)
+        return self.w.pure(f"shl i64 {step}, {bits}", bits)
 
     # ------------------------------------------------------------------ vector loops
 
@@ -394,7 +436,12 @@ class _Phase:
             self.m.tail = None
             return [name for v in folded for name in v.parts]
 
-        names = self.w.repeat(start, stop, copies * self.o.width, carried, body, stored_in(s.body), once, opaque=True)
+        step, stored = copies * self.o.width, stored_in(s.body)
+        if start == 0 and mask is None and not chained:
+            folds = [f for f in s.folds for _ in range(each)]
+            names = self._folding(folds, stop, step, carried, body, stored, opaque=True)
+        else:  # what is left are a few
+            names = self.w.repeat(start, stop, step, carried, body, stored, once, opaque=True)
         return [names[i * each : (i + 1) * each] for i in range(len(s.folds))]
 
     def _across(self, fold: Fold, accumulators: list[str]) -> Value:
@@ -441,7 +488,7 @@ class _Phase:
         a, b = self.m.pointer(s.a, s.a_index), self.m.pointer(s.b, s.b_index)
         given = f"ptr {a}, i64 {self.d.value(s.a_row)}, ptr {b}, ptr {self._base(s.tile)}, i64 {width}, ptr {table}"
         rows = f", i64 {self._trips(Axis('rows', s.rows), s.clip)}" if s.clip is not None else ""
-        self.w.effect(f"call void @{name}({given}, i64 0{rows})", s.tile)
+        self.w.effect(f"call void @{name}({given}{rows})", s.tile)
 
     def _transpose(self, s: Transpose) -> None:
         rows, columns = self._trips(s.rows, s.row_clip), self._trips(s.columns, s.column_clip)

@@ -29,6 +29,9 @@ Semantics
   U·W·(n // (U·W)) goes to accumulator (i mod U·W); later elements to accumulator (i mod W); accumulators are combined
   as a binary tree over U, then by halves over the W lanes. A vector loop may hold serial loops (whose folds are then
   one accumulator per lane), never another vector loop.
+* A float sum in a loop, serial or one accumulator of the U·W, is made of blocks of as many terms as `sums.block_of`
+  says, which are added one after the other; the elements after the first U·W·(n // (U·W)) go on from there. So is that
+  of a `Contract`, in the blocks of `sums.runs`.
 * `tile` buffers belong to the worker: they are undefined at the start of a task and must be stored before being read.
   `global` buffers are shared: a phase stores each element at most once, and reads none that it stores at other points.
 * `Contract` sets tile[i·width + j] for i < rows, j < width to Σ over its loops of a[i, k] · b[k, j]; `clip` limits the

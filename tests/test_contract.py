@@ -1,9 +1,10 @@
 """Micro-kernels: compiled for each target that runs here and compared with numpy; the others' assembly is read."""
 
 import ctypes
+import math
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -22,6 +23,7 @@ from stitch.codegen.contract import (
     tile_shapes,
 )
 from stitch.codegen.emit_kernels import tile_kernel
+from stitch.codegen.sums import block_of, runs
 from stitch.codegen.tiling import choose
 from stitch.target import NAMES, Target, from_host, parse
 
@@ -61,7 +63,7 @@ def library(name: str, dtype: np.dtype) -> tuple[object, dict[tuple[int, int, bo
         builder.export_symbol(label)
     compiler = llvm.create_lljit_compiler()
     tracker = builder.link(compiler, "kernels")
-    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)
+    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
     return (compiler, tracker), {key: kind(tracker[label]) for key, label in wanted.items()}
 
 
@@ -110,13 +112,12 @@ def test_against_numpy(name: str, dtype_name: str, nest: str) -> None:
             want = sum_backwards(a, a_row, b, rows, width, loops)
         else:
             want = reference(a, a_row, b, rows, width, tuple(loops))
-        for accumulate in (0, 1):
-            c = before.copy()
-            kernel(at(a), a_row, at(b), at(c), c_row, at(packed), accumulate)
-            expected = before.copy()
-            tile = np.lib.stride_tricks.as_strided(expected, (rows, width), (c_row * dtype.itemsize, dtype.itemsize))
-            tile[...] = tile + want if accumulate else want
-            np.testing.assert_array_equal(c, expected, err_msg=f"{rows}x{vectors} unit={unit} {accumulate=}")
+        c = before.copy()
+        kernel(at(a), a_row, at(b), at(c), c_row, at(packed))
+        expected = before.copy()
+        tile = np.lib.stride_tricks.as_strided(expected, (rows, width), (c_row * dtype.itemsize, dtype.itemsize))
+        tile[...] = want
+        np.testing.assert_array_equal(c, expected, err_msg=f"{rows}x{vectors} unit={unit}")
 
 
 def sum_backwards(a: Array, a_row: int, b: Array, rows: int, width: int, loops: list[int]) -> Array:
@@ -131,23 +132,41 @@ def sum_backwards(a: Array, a_row: int, b: Array, rows: int, width: int, loops: 
     return total
 
 
+def _run(
+    kernel: Callable[..., None], rows: int, width: int, a: Array, b: Array, strides: tuple[int, ...], start: int,
+    extents: tuple[int, ...],
+) -> Array:  # fmt: skip
+    c = np.full((rows, width), np.nan, np.float32)
+    loops = np.array([*extents, *strides, *(s * b.shape[1] for s in strides)], np.int64)
+    kernel(at(a[:, start:]), a.shape[1], at(b[start:]), at(c), width, at(loops))
+    return c
+
+
+@pytest.mark.parametrize("extents", [(1, 1, 100), (1, 1, 2000), (3, 3, 300), (40, 31, 1), (2, 1, 700)])
 @pytest.mark.parametrize("name", HERE)
-def test_a_row_has_the_same_bits_in_every_tile_and_blocking(name: str) -> None:
+def test_a_row_has_the_same_bits_in_every_tile(name: str, extents: tuple[int, int, int]) -> None:
+    """And they are those of its blocks, each by itself, added one after the other."""
     _, kernels = library(name, dtypes.FLOAT32)
     random = np.random.default_rng(5)
-    a, lanes, k = random.standard_normal((14, 100), np.float32), HERE[name].lanes(dtypes.FLOAT32), 100
-    b = random.standard_normal((k, lanes * 4), np.float32)
+    k, lanes = math.prod(extents), HERE[name].lanes(dtypes.FLOAT32)
+    a, nr = random.standard_normal((14, k), np.float32), lanes * 4
+    b = random.standard_normal((k, nr), np.float32)
+    strides = (extents[1] * extents[2], extents[2], 1)
     found = []
     for (rows, vectors, _), kernel in kernels.items():
-        for pieces in ([100], [33, 67]):
-            c = np.full((rows, vectors * lanes), np.nan, np.float32)
-            start = 0
-            for piece in pieces:
-                loops = np.array([1, 1, piece, 0, 0, 1, 0, 0, lanes * 4], np.int64)
-                kernel(at(a[:, start:]), k, at(b[start:]), at(c), vectors * lanes, at(loops), start)
-                start += piece
-            found.append(c[0, :lanes].copy())
-            np.testing.assert_allclose(c, a[:rows] @ b[:, : vectors * lanes], rtol=1e-4, atol=1e-4)
+        run = partial(_run, kernel, rows, vectors * lanes, a, b, strides)
+        c = run(0, extents)
+        np.testing.assert_allclose(c, a[:rows] @ b[:, : vectors * lanes], rtol=1e-3, atol=1e-3)
+        total, start, length = None, 0, 0
+        for _, piece, full in runs(extents):
+            length += len(piece)
+            if full or start + length == k:
+                part = run(start, (1, 1, length))
+                assert length <= block_of(k)
+                total = part if total is None else total + part
+                start, length = start + length, 0
+        np.testing.assert_array_equal(c, total)
+        found.append(c[0, :lanes].copy())
     for bits in found:
         np.testing.assert_array_equal(bits, found[0])
 
@@ -161,7 +180,7 @@ def test_infinities_and_nans_pass(name: str) -> None:
     b[0, :3], b[1, :3] = [np.inf, np.inf, np.nan], [1, -np.inf, 1]
     c = np.zeros((rows, width), np.float32)
     loops = np.array([1, 1, 2, 0, 0, 1, 0, 0, width], np.int64)
-    kernel(at(a), 2, at(b), at(c), width, at(loops), 0)
+    kernel(at(a), 2, at(b), at(c), width, at(loops))
     np.testing.assert_array_equal(c[0, :4], np.array([np.inf, np.nan, np.nan, 2], np.float32))
 
 

@@ -77,6 +77,7 @@ TABLE = """
 
     stitch.codegen
     stitch.codegen.loops
+    stitch.codegen.sums
     stitch.codegen.polynomials
     stitch.codegen.tables
     stitch.codegen.trigonometry

@@ -409,7 +409,7 @@ def test_movement(symbolic: bool, machine_: Target) -> None:
 def test_matmul(symbolic: bool, machine_: Target) -> None:
     rows, vectors = (14, 2) if machine_.vector_registers == 32 else (6, 2)
     wide = vectors * machine_.lanes(FLOAT32)
-    for m, n, k in [(29, 50, 33), (rows, wide, 8), (1, 7, 3), (5, 3, 0)]:
+    for m, n, k in [(29, 50, 33), (rows, wide, 8), (1, 7, 3), (5, 3, 0), (2, 5, 1300)]:
         shape, env = given_sizes(symbolic, m=m, n=n, k=k)
         program = matmul(shape[0], shape[1], shape[2], rows, vectors, machine_)
         rng = np.random.default_rng(0)
@@ -419,6 +419,27 @@ def test_matmul(symbolic: bool, machine_: Target) -> None:
         got = agree(program, dict(zip(program.buffers, values, strict=True)), env, machine_)
         expected = np.maximum(a.astype(np.float64) @ b + bias, 0)
         np.testing.assert_allclose(got[program.buffers[3]].reshape(m, n), expected, rtol=1e-5, atol=1e-5)
+
+
+@EVERY
+@EITHER
+def test_long_sums(symbolic: bool, machine_: Target) -> None:
+    """More terms for each accumulator than a block has: one after the other, in lanes, and beside a fold of another
+    kind."""
+    for n in (511, 512, 513, 1300, 70_001):
+        shape, env = given_sizes(symbolic, n=n)
+        x, y = Buffer("x", FLOAT32, shape[0]), Buffer("y", FLOAT32, 4)
+        x, y = Buffer("x", FLOAT32, shape[0]), Buffer("y", FLOAT32, 2)
+        i, total, top = Axis("i", shape[0]), Local("sum", FLOAT32), Local("max", FLOAT32)
+        term = Read(x, index(0, (i, 1)))
+        folds = (Fold(total, "add", f32("mul", term, term)), Fold(top, "max", term))
+        loop = Loop(i, (), folds, "serial", None, 1) if n < 2000 else Loop(i, (), folds, "vector", None, 2)
+        body = (loop, Store(y, index(0), Use(total)), Store(y, index(1), Use(top)))
+        program = Program("sums", (x, y), (), (Phase((), body),), symbols(shape[0]))
+        given = np.random.default_rng(n).random(n, np.float32)
+        got = agree(program, {x: given, y: np.zeros(2, np.float32)}, env, machine_)[y]
+        exact = np.square(given.astype(np.float64)).sum()
+        np.testing.assert_allclose(got, [exact, given.max()], rtol=2e-6)
 
 
 # ------------------------------------------------------------------ the code itself
