@@ -57,7 +57,7 @@ ROWS = 64
 """Lanes of a block in which nests have loops of their own: 256 bytes of each row of float32, or four cache lines."""
 
 BLOCK = 1 << BLOCK_BITS
-"""Rows after which a sum by rows goes into another tile."""
+"""Rows after which a sum by rows goes to another tile."""
 
 WINDOW = 64
 """Rows up to which a fold is better kept in registers: those of a window, of which the next point reads most again."""

@@ -142,7 +142,7 @@ def _run(
     return c
 
 
-@pytest.mark.parametrize("extents", [(1, 1, 100), (1, 1, 2000), (3, 3, 300), (40, 31, 1), (2, 1, 700)])
+@pytest.mark.parametrize("extents", [(1, 1, 100), (1, 1, 2000), (3, 3, 300), (40, 31, 1), (2, 1, 1400)])
 @pytest.mark.parametrize("name", HERE)
 def test_a_row_has_the_same_bits_in_every_tile(name: str, extents: tuple[int, int, int]) -> None:
     """And they are those of its blocks, each by itself, added one after the other."""

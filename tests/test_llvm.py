@@ -426,14 +426,14 @@ def test_matmul(symbolic: bool, machine_: Target) -> None:
 def test_long_sums(symbolic: bool, machine_: Target) -> None:
     """More terms for each accumulator than a block has: one after the other, in lanes, and beside a fold of another
     kind."""
-    for n in (511, 512, 513, 1300, 70_001):
+    for n in (1023, 1024, 1025, 2600, 70_001):
         shape, env = given_sizes(symbolic, n=n)
         x, y = Buffer("x", FLOAT32, shape[0]), Buffer("y", FLOAT32, 4)
         x, y = Buffer("x", FLOAT32, shape[0]), Buffer("y", FLOAT32, 2)
         i, total, top = Axis("i", shape[0]), Local("sum", FLOAT32), Local("max", FLOAT32)
         term = Read(x, index(0, (i, 1)))
         folds = (Fold(total, "add", f32("mul", term, term)), Fold(top, "max", term))
-        loop = Loop(i, (), folds, "serial", None, 1) if n < 2000 else Loop(i, (), folds, "vector", None, 2)
+        loop = Loop(i, (), folds, "serial", None, 1) if n < 3000 else Loop(i, (), folds, "vector", None, 2)
         body = (loop, Store(y, index(0), Use(total)), Store(y, index(1), Use(top)))
         program = Program("sums", (x, y), (), (Phase((), body),), symbols(shape[0]))
         given = np.random.default_rng(n).random(n, np.float32)
