@@ -172,6 +172,17 @@ def test_some_variants(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.parametrize("given_dims", [False, True], ids=["fixed", "open"])
+def test_keys_of_a_group_of_heads_are_transposed_once(given_dims: bool) -> None:
+    """Before they are spread over the heads that share them."""
+    graph, feeds = Case(lead=(2, 8), repeats=4, open=given_dims).graph()
+    nodes = [n for k in pipeline.cut(graph).kernels for n in k.nodes if n.prim == "transpose"]
+    (turned,) = [n for n in nodes if n.output.name.endswith(".turned")]
+    keys = next(v for v in graph.inputs if v.name == "k")
+    assert turned.output.size == keys.size
+    assert feeds["k"].shape[1] == 2
+
+
 def test_what_is_needed_elsewhere_is_not_in_a_chain() -> None:
     """Weights that are an output, or that something else reads, are in memory anyway."""
     b = Builder()
