@@ -69,6 +69,14 @@ class Writer:
             table[text] = self._place(text, level)
         return table[text]
 
+    def here(self, text: str) -> str:
+        """The value of an instruction that is not to be moved."""
+        return self._place(text, len(self.levels) - 1)
+
+    def slot(self, kind: str) -> str:
+        """Memory of the function's own for a value."""
+        return self._place(f"alloca {kind}", 0)
+
     def table(self, words: Sequence[str]) -> str:
         """The address of these i64, which are known at the entry."""
         text = f"alloca [{len(words)} x i64] ; {' '.join(words)}"

@@ -146,7 +146,7 @@ class _Machine:
 
     def serial_loop(self, s: Loop) -> None:
         trips = max(0, self.trips(s.axis, s.clip))
-        sums = [_Sum(f, self.lanes, trips, _is_fixed(s)) for f in s.folds]
+        sums = [_Sum(f, self.lanes, trips) for f in s.folds]
         for k in range(trips):
             self.places[s.axis] = np.array([k])
             self.body(s.body)
@@ -165,15 +165,15 @@ class _Machine:
         self.lanes = 1
         del self.places[s.axis]
         for f, v in zip(s.folds, terms, strict=True):
-            self.locals[f.local] = self.reduced(f, v, n, lanes_of(s, self.target), s)
+            self.locals[f.local] = self.reduced(f, v, n, lanes_of(s, self.target), s.unroll)
 
-    def reduced(self, f: Fold, terms: list[Array], n: int, width: int, loop: Loop) -> Array:
-        block = width * loop.unroll
+    def reduced(self, f: Fold, terms: list[Array], n: int, width: int, unroll: int) -> Array:
+        block = width * unroll
         main = n - n % block
-        wide = _Sum(f, block, main // block, _is_fixed(loop))
+        wide = _Sum(f, block, main // block)
         for i in range(0, main, block):
             wide.put(self.combined(f, wide.block, [t[i : i + block] for t in terms]))
-        rows = list(wide.all().reshape(loop.unroll, width))
+        rows = list(wide.all().reshape(unroll, width))
         for i in range(main, n, width):
             k = min(width, n - i)
             new = self.combined(f, rows[0][:k], [t[i : i + k] for t in terms])
@@ -320,19 +320,14 @@ class _Machine:
         return _fma_double(*np.broadcast_arrays(a, b, c))
 
 
-def _is_fixed(s: Loop) -> bool:
-    return s.clip is None and isinstance(s.axis.extent, int)
-
-
 class _Sum:
-    """A fold of `count` terms for each of some lanes: `block` is what its last block has come to. Blocks are added to
-    0, unless it is known beforehand that there is one only, of which the sign of a zero stays."""
+    """A fold of `count` terms for each of some lanes: `block` is what its last block has come to."""
 
-    def __init__(self, fold: Fold, lanes: int, count: int, fixed: bool) -> None:
+    def __init__(self, fold: Fold, lanes: int, count: int) -> None:
         self.fold = fold
         self.empty = np.full(lanes, identity(fold.op, fold.local.dtype), fold.local.dtype)
         self.limit = block_of(count) if is_blocked(fold) else count
-        self.total = self.empty if is_blocked(fold) and not (fixed and count <= self.limit) else None
+        self.total: Array | None = None
         self.block, self.terms = self.empty, 0
 
     def put(self, block: Array) -> None:

@@ -327,23 +327,40 @@ class _Phase:
         opaque: bool = False,
     ) -> list[str]:
         """`Writer.repeat` from 0 on, with sums in blocks (see `block_of`), around which there is another loop. `folds`:
-        that of each value which is carried."""
+        that of each value which is carried. The sum of the blocks before is in memory: one block, which is what a sum
+        over an open dim nearly always has, costs two tests and no register."""
         count = stop // step if isinstance(stop, int) else None
         if not any(map(is_blocked, folds)) or (count is not None and count <= block_of(count)):
             return self.w.repeat(0, stop, step, carried, body, stored, opaque=opaque)
         size = str(block_of(count) * step) if count is not None else self._block_size(str(stop), step)
         first = [name for _, name in carried]
+        sums = [k for k, f in enumerate(folds) if is_blocked(f)]
+        kinds = [carried[k][0] for k in sums]
+        slots = [self.w.slot(kind) for kind in kinds]
 
-        def block(at: str | int, totals: list[str]) -> list[str]:
+        def block(at: str | int, now: list[str]) -> list[str]:
             after = self.d.add(str(at), size)
             end = self.w.pure(f"call i64 @llvm.smin.i64(i64 {after}, i64 {stop})", after, str(stop))
-            begin = [old if is_blocked(f) else now for f, old, now in zip(folds, first, totals, strict=True)]
-            inner = [(kind, name) for (kind, _), name in zip(carried, begin, strict=True)]
-            found = self.w.repeat(at, end, step, inner, body, stored, opaque=opaque, some=True)
-            return [
-                self.w.pure(f"fadd {kind} {total}, {name}", total, name) if is_blocked(f) else name
-                for f, (kind, _), total, name in zip(folds, carried, totals, found, strict=True)
-            ]
+            begin = [(kind, first[k] if k in sums else now[k]) for k, (kind, _) in enumerate(carried)]
+            found = self.w.repeat(at, end, step, begin, body, stored, opaque=opaque, some=True)
+
+            def added(_: str | int, names: list[str]) -> list[str]:
+                before = [self.w.here(f"load {kind}, ptr {slot}") for kind, slot in zip(kinds, slots, strict=True)]
+                return [
+                    self.w.pure(f"fadd {kind} {total}, {name}", total, name)
+                    for kind, total, name in zip(kinds, before, names, strict=True)
+                ]
+
+            def kept(_: str | int, names: list[str]) -> list[str]:
+                for kind, slot, k in zip(kinds, slots, sums, strict=True):
+                    self.w.effect(f"store {kind} {found[k]}, ptr {slot}")
+                return []
+
+            totals = self.w.repeat(0, str(at), 1, [(carried[k][0], found[k]) for k in sums], added, once=True)
+            for k, total in zip(sums, totals, strict=True):
+                found[k] = total
+            self.w.repeat(end, str(stop), 1, [], kept, once=True)
+            return found
 
         return self.w.repeat(0, stop, size, carried, block, stored)
 
