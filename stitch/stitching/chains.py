@@ -103,14 +103,14 @@ def _together(phases: list[Phase], wanted: Sequence[Collection[Value]]) -> tuple
     """The phases over axes that they share, and these. Raises Unchained."""
     shared = _shared(phases)
     for k in range(1, len(phases)):
-        reads, keep = [a for g in phases[k].groups for a in g.accesses], tuple[Axis, ...]()
+        reads = [a for g in phases[k].groups for a in g.accesses]
         if (c := phases[k].contraction) is not None:
             _check_operands(c, phases[:k], wanted[k])
             finer = _finer(shared, _stores(phases[:k]), c.a)
             phases = [p.substitute(finer) for p in phases[:k]] + phases[k:]
             shared = [x for a in shared for x in ([a] if a not in finer else finer[a].axes())]
-            reads, keep = [c.a], c.summed
-        phases[k] = _over(shared, _stores(phases[:k]), phases[k], reads, keep)
+            reads = [c.a]
+        phases[k] = _over(shared, _stores(phases[:k]), phases[k], reads)
     heavy = [p.contraction for p in phases if p.contraction is not None]
     if any(a in shared for c in heavy for a in (*c.columns, *c.summed)):
         raise Unchained
@@ -202,10 +202,10 @@ def _over(
     stores: Mapping[Value, tuple[Index, ...]],
     phase: Phase,
     reads: Sequence[Access],
-    keep: Sequence[Axis] = (),
 ) -> Phase:
     """A phase over the shared axes: those along which it reads what was made at one point of them. Every point of the
-    phase must need only what was made at the same point. `keep`: axes that are its own."""
+    phase must need only what was made at the same point: an axis that it sums over, or that a part of it goes over and
+    another one reads at other places, is none of them. Raises Unchained."""
     mapping: dict[Axis, Index] = {}
     inner = [a for a in reads if a.value in stores]
     if not inner or any(a.linear for a in inner):
@@ -215,8 +215,7 @@ def _over(
             if any(x in shared for x in mine.axes()):
                 _match(mapping, theirs, mine)
     covered = {x for i in mapping.values() for x in i.axes()}
-    own = _own(phase)
-    if covered != set(shared) or any(a in mapping for a in keep) or any(a not in mapping for a in own):
+    if covered != set(shared) or set(mapping) != set(_own(phase)):
         raise Unchained
     return phase.substitute(mapping)
 
