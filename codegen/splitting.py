@@ -53,7 +53,7 @@ def split(work: Work, wide: int, large: int) -> tuple[tuple[Work, ...], tuple[tu
     takes more, for the sake of memory."""
     points = estimate(dims.product(a.extent for a in work.parallel))
     whole, work = work, replace(work, nests=tuple(joined(work.nests)))
-    if not work.nests or not all(_is_fold(n) for n in work.nests):
+    if not work.nests or not all(_is_fold(n) for n in work.nests) or _is_read_again(work.nests):
         return (whole,), ()
     longest = [max(n.reduced, key=lambda a: estimate(a.extent)) for n in work.nests]
     extent = longest[0].extent
@@ -115,6 +115,12 @@ def _is_fold(n: Nest) -> bool:
     own = {s.local for s in (*n.body, *n.after) if isinstance(s, Define)}
     folded = {f.local for f in n.folds}
     return {e.local for e in expressions(n) if isinstance(e, Use)} <= own | folded
+
+
+def _is_read_again(nests: Sequence[Nest]) -> bool:
+    """Whether what a nest stores is read in this phase: it would be there only after the first one of two."""
+    stored = {b for n in nests for b, _, is_store in indices(n) if is_store}
+    return any(b in stored for n in nests for b, _, is_store in indices(n) if not is_store)
 
 
 def _place(part: Axis, parallel: tuple[Axis, ...]) -> Index:
