@@ -210,14 +210,17 @@ def _locals(n: Nest) -> set[Local]:
 def spread(nests: Sequence[Nest]) -> tuple[Nest, ...]:
     """Nests that share no locals."""
     nests = joined(nests)
-    made: dict[Local, int] = {}
-    for k, n in enumerate(nests):
-        made |= dict.fromkeys(_locals(n), k)
-    used = [{e.local for e in expressions(n) if isinstance(e, Use)} for n in nests]
-    shared = {x for k, found in enumerate(used) for x in found if made[x] != k}
-    tiles = {x: Buffer(x.name, x.dtype, 1, "tile") for x in made if x in shared}
+    tiles = {x: Buffer(x.name, x.dtype, 1, "tile") for x in _shared(nests)}
     writer = _Spread(tiles)
     return tuple(writer.whole(n) for n in nests)
+
+
+def _shared(nests: Sequence[Nest]) -> list[Local]:
+    """The locals of a nest that another one uses, in the order in which they are made."""
+    made = {x: k for k, n in enumerate(nests) for x in _locals(n)}
+    used = [{e.local for e in expressions(n) if isinstance(e, Use)} for n in nests]
+    elsewhere = {x for k, found in enumerate(used) for x in found if made[x] != k}
+    return [x for x in made if x in elsewhere]
 
 
 def streams(n: Nest, vector: Axis, large: int) -> bool:
@@ -305,6 +308,8 @@ def _turn(
     side = next((a for i in found if (a := along(i, vector, axes)) is not None), None)
     if side is None or any(n.kept or n.reduced for n in nests):
         return axes, nests, {}
+    if _shared(nests):  # a loop around each would leave the others its last number only
+        nests = (Nest((), (), tuple(s for n in nests for s in (*n.body, *n.after))),)
     if isinstance(side.extent, int) and side.extent <= 2 * TURN:
         inner, outer, position, clips = side, None, access.of(side), {}
     else:

@@ -93,7 +93,7 @@ def _all_rows(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...], 
             inner = tuple(a for a in part.parallel if a not in chain.batch)
             loops, own, relaid = mapping.phase(Work(inner, tuple(nests(names, part))), target, names.constants())
             packed |= relaid
-            loops = peeled(replace(loops, axes=(*chain.batch, *loops.axes)))
+            loops = peeled(replace(loops, axes=(*chain.batch, *loops.axes)), loops.axes)
             stmts = loops.body
             for a in reversed(loops.axes[len(chain.batch) :]):
                 stmts = (Loop(a, stmts),)

@@ -44,15 +44,16 @@ WRITTEN_OUT = 4
 """Points near an edge up to which each has code of its own, in which it is known what part of its window is outside."""
 
 
-def peeled(phase: Phase) -> Phase:
-    """The phase with its guards off the inner loop, if it has some and enough other axes."""
+def peeled(phase: Phase, among: Collection[Axis] | None = None) -> Phase:
+    """The phase with its guards off the inner loop, if it has some and enough other axes. `among`: the axes that may be
+    peeled, if not all of them."""
     if any(isinstance(s, Contract | Transpose) for s in walk(phase.body)):
         return phase
     clipped = {s.clip.outer for s in walk(phase.body) if isinstance(s, Loop) and isinstance(s.clip, Clip)}
     bounds = list(dict.fromkeys(_bounds(phase.body)))
     for axis in reversed(phase.axes):
         mine = [b for b in bounds if b.index.coefficient(axis) != 0]
-        if not mine or axis in clipped:
+        if not mine or axis in clipped or (among is not None and axis not in among):
             continue
         others = tuple(a for a in phase.axes if a is not axis)
         inside = _inside(mine, axis)
