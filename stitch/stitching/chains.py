@@ -73,7 +73,7 @@ def kernel(
     astray = [c.node for c in heavy if not _is_readable(flow, c)]
     if astray and len(heavy) > 1:
         raise Unturned(*astray)
-    rows = next(tuple(a for a in c.rows if a in shared) for c in heavy)
+    rows = [a for a in heavy[0].rows if all(a in c.rows for c in heavy)]  # along a batch axis, panels change, too
     row, all_rows = max(reversed(rows), key=lambda a: schemes.estimate(a.extent), default=None), False
     if any(_is_packed(flow, c) and _panels(c) > budget for c in heavy):
         raise Unchained  # they are read again for each block of rows, and so have to stay in a cache
