@@ -155,3 +155,31 @@ def test_what_the_code_generator_lacks_is_refused_by_name() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 26)])
     with pytest.raises(stitch.errors.UnsupportedOperator, match=r"BitCast.*'bits'"):
         stitch.optimize(model, cache=False)
+
+
+def test_a_variance_over_channels_of_an_image_of_any_size() -> None:
+    """Its sum was cut into parts together with the mean's, which is there only after all of these."""
+    x = np.random.default_rng(1).standard_normal((2, 33, 14, 32)).astype(np.float32)
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]), node("LayerNormalization", ["t", "one", "one"], ["l"]),
+        node("Transpose", ["l"], ["u"], perm=[0, 3, 1, 2]), node("Conv", ["u", "w"], ["y"], pads=[1, 0, 1, 1]),
+    ]  # fmt: skip
+    w = np.zeros((2, 33, 3, 2), np.float32)
+    w[:, 5, 1, 0] = 1
+    (y,) = run(nodes, ("n", 33, "h", 32), ["y"], {"one": np.ones(33, np.float32), "w": w}, x)
+    want = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y[:, 0], want[:, 5] + 1, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_shared_beside_a_transpose() -> None:
+    """The transpose put a loop around each of two parts, and the second one saw the first one's last number only."""
+    x = np.random.default_rng(1).standard_normal((1, 4, 28, 32)).astype(np.float32)
+    w = np.random.default_rng(2).standard_normal((4, 4, 1, 1)).astype(np.float32)
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]), node("Add", ["c", "x"], ["s"]), node("Sub", ["s", "one"], ["d"]),
+        node("Concat", ["s", "x"], ["y"], axis=1),
+    ]  # fmt: skip
+    d, y = run(nodes, x.shape, ["d", "y"], {"w": w, "one": np.ones(1, np.float32)}, x)
+    want = np.einsum("oc,nchw->nohw", w[:, :, 0, 0], x) + x
+    np.testing.assert_allclose(d, want - 1, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, np.concatenate([want, x], 1), rtol=1e-5, atol=1e-5)

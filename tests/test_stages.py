@@ -166,6 +166,7 @@ ONE = [
     Case(depthwise=False, behind="rms norm", flat=True, open=True),
     Case(depthwise=False, before="softmax", flat=True, height=40),
     Case(n=18, height=1, width=60, behind="softmax"),
+    Case(n=3, height=16, width=16, channels=3, out=4, activation="none"),  # lanes along columns, edges above them
 ]
 
 
@@ -248,3 +249,47 @@ def test_what_a_chain_makes_may_be_its_second_operand_too() -> None:
     feeds = {n: np.random.default_rng(k).standard_normal((24, 24)).astype(np.float32) for k, n in enumerate("xy")}
     (want,), (got,) = evaluate(graph, feeds), pipeline.native(graph, feeds)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5 * float(np.abs(want).max()))
+
+
+def agrees(graph: Graph, feeds: Feeds) -> None:
+    artifact = pipeline.compile(graph)
+    want = evaluate(graph, feeds)
+    for threads in (1, 2):
+        for w, g in zip(want, pipeline.run(artifact, feeds, threads), strict=True):
+            np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-5 * float(np.abs(w).max()))
+
+
+@pytest.mark.parametrize("shape", [(2, 14, 16), tuple(map(dims.symbol, "nhw"))])
+def test_a_window_over_what_a_chain_makes_waits_for_all_of_it(shape: tuple[Dim, ...]) -> None:
+    """A pool behind a norm needs rows that other tasks make."""
+    b = Builder()
+    rng = np.random.default_rng(1)
+    x = b.input("x", FLOAT32, (*shape, 24))
+    y = b.contract(x, b.const(rng.standard_normal((24, 4)).astype(np.float32)), [0, 1, 2, 3], [3, 4], [0, 1, 2, 4])
+    z = b.pad(rows(b, "layer norm", y), [0, 1, 1, 0], [0, 1, 1, 0], 0.0)
+    pool = b.reduce("reduce_sum", b.window(z, (1, 2), (2, 2), (2, 2), (1, 1)), [4, 5])
+    agrees(b.finish({"z": pool}), {"x": rng.standard_normal((2, 14, 16, 24)).astype(np.float32)})
+
+
+@pytest.mark.parametrize("kind", ["softmax", "layer norm", "rms norm"])
+def test_rows_over_all_groups_of_a_grouped_product(kind: str) -> None:
+    """They are no rows of one group."""
+    b = Builder()
+    rng = np.random.default_rng(1)
+    x = b.input("x", FLOAT32, (14, 16, 7, 6))
+    w = b.const(rng.standard_normal((7, 6, 2)).astype(np.float32))
+    y = b.contract(x, w, [0, 1, 2, 3], [2, 3, 4], [0, 1, 2, 4])
+    z = rows(b, kind, b.reshape(y, (14, 16, 14)))
+    agrees(b.finish({"z": z}), {"x": rng.standard_normal((14, 16, 7, 6)).astype(np.float32)})
+
+
+@pytest.mark.parametrize("n", [40, dims.symbol("n")])
+def test_what_are_rows_of_one_product_and_points_of_the_batch_of_the_next(n: Dim) -> None:
+    """A block of rows would have another second operand in each."""
+    b = Builder()
+    rng = np.random.default_rng(1)
+    x, k = b.input("x", FLOAT32, (n, 3, 32)), b.input("k", FLOAT32, (n, 5, 16))
+    y = b.contract(x, b.const(rng.standard_normal((32, 16)).astype(np.float32)), [0, 1, 2], [2, 3], [0, 1, 3])
+    z = b.contract(rows(b, "softmax", y), k, [0, 1, 2], [0, 3, 2], [0, 1, 3])
+    feeds = {"x": rng.standard_normal((40, 3, 32)), "k": rng.standard_normal((40, 5, 16))}
+    agrees(b.finish({"z": z}), {name: a.astype(np.float32) for name, a in feeds.items()})
