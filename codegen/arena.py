@@ -189,7 +189,10 @@ class _Placing:
             hit = [e for b, e in beside if not self.is_least(e, start) and not self.is_least(end, b)]
             if not hit:
                 return start
-            start = self.largest([start, *hit])
+            higher = self.largest([start, *hit])
+            if higher == start:  # all of them end there, which shows only where they are seen together
+                return start
+            start = higher
 
     def largest(self, found: Sequence[Dim]) -> Dim:
         """The maximum, without what another one provably reaches."""
