@@ -184,10 +184,11 @@ def _divide(i: Index, d: Dim) -> tuple[Index, Index]:
         if not isinstance(v, Axis):
             raise NotAffine
         largest = largest + c * (v.extent - 1)
-    if not low and (r_offset == 0 or dims.prove_le(r_offset + 1, d)):
-        return index(q_offset, *high), Index(r_offset)
-    if all((dims.bounds(c)[0] or 0) >= 0 for _, c in low) and dims.prove_le(largest + 1, d):
-        return index(q_offset, *high), index(r_offset, *low)
+    if all(dims.prove_le(0, c) for c in (r_offset, *(c for _, c in low))):  # padding by whole rows puts less there
+        if not low and (r_offset == 0 or dims.prove_le(r_offset + 1, d)):
+            return index(q_offset, *high), Index(r_offset)
+        if dims.prove_le(largest + 1, d):
+            return index(q_offset, *high), index(r_offset, *low)
     # An axis that runs across multiples of d: iterate it as two.
     for v, c in low:
         inner = dims.quotient(d, c)

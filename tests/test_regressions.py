@@ -183,3 +183,20 @@ def test_what_is_shared_beside_a_transpose() -> None:
     want = np.einsum("oc,nchw->nohw", w[:, :, 0, 0], x) + x
     np.testing.assert_allclose(d, want - 1, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(y, np.concatenate([want, x], 1), rtol=1e-5, atol=1e-5)
+
+
+def test_padding_of_a_map_whose_pixels_were_in_one_row() -> None:
+    """A place before the first row was less than a row's length, and so was taken for a place in it."""
+    x = np.random.default_rng(1).standard_normal((2, 4, 5, 7)).astype(np.float32)
+    nodes = [
+        node("Resize", ["x", "", "scales"], ["r"], mode="nearest", coordinate_transformation_mode="asymmetric",
+             nearest_mode="floor"),
+        node("Reshape", ["r", "groups"], ["g"]), node("Transpose", ["g"], ["t"], perm=[0, 2, 1, 3]),
+        node("Shape", ["r"], ["s"]), node("Reshape", ["t", "s"], ["u"]), node("Pad", ["u", "p"], ["y"]),
+    ]  # fmt: skip
+    constants = {
+        "scales": np.array([1, 1, 3, 3], np.float32), "groups": ints(0, 2, 2, -1), "p": ints(0, 0, 3, 1, 0, 0, 3, 1),
+    }  # fmt: skip
+    (y,) = run(nodes, ("n", 4, "h", "w"), ["y"], constants, x)
+    want = x[:, [0, 2, 1, 3]].repeat(3, 2).repeat(3, 3)
+    np.testing.assert_array_equal(y, np.pad(want, ((0, 0), (0, 0), (3, 3), (1, 1))))
