@@ -293,3 +293,14 @@ def test_what_are_rows_of_one_product_and_points_of_the_batch_of_the_next(n: Dim
     z = b.contract(rows(b, "softmax", y), k, [0, 1, 2], [0, 3, 2], [0, 1, 3])
     feeds = {"x": rng.standard_normal((40, 3, 32)), "k": rng.standard_normal((40, 5, 16))}
     agrees(b.finish({"z": z}), {name: a.astype(np.float32) for name, a in feeds.items()})
+
+
+@pytest.mark.parametrize("width", [23, dims.symbol("w")])
+def test_work_on_pixels_in_one_row_behind_a_product_of_maps(width: Dim) -> None:
+    """Nobody knows of a place in a block of an open number of rows that it is in the map's row."""
+    b = Builder()
+    rng = np.random.default_rng(1)
+    x = b.input("x", FLOAT32, (dims.symbol("n"), 18, width, 8))
+    y = b.contract(x, b.const(rng.standard_normal((8, 12)).astype(np.float32)), [0, 1, 2, 3], [3, 4], [0, 1, 2, 4])
+    z = b.unary("abs", b.reshape(b.unary("tanh", y), (dims.symbol("n"), 18 * width, 12)))
+    agrees(b.finish({"z": rows(b, "layer norm", z)}), {"x": rng.standard_normal((3, 18, 23, 8)).astype(np.float32)})

@@ -19,7 +19,7 @@ from stitch.graph import Node, Value
 from stitch.stitching import contractions, dominants, schemes
 from stitch.stitching.schedule import Chain, Contraction, Group, Kernel, Phase, Placement
 from stitch.stitching.stages import Stages
-from stitch.stitching.trace import Access, Flow
+from stitch.stitching.trace import Access, Flow, trace
 
 TASKS = 12
 """Blocks of rows from which there are enough of them for several workers: with fewer, one contraction by itself is
@@ -81,11 +81,32 @@ def kernel(
         row, all_rows = _pays(flow, heavy[0], shared, rows, budget)
     batch = tuple(a for a in shared if a is not row)
     phases = [_at(p, batch, row, all_rows) for p in phases]
+    if row is not None and not all_rows and not isinstance(row.extent, int):
+        _check_blocks(flow, phases, row, whole)
     for p in phases:
         if p.contraction is None:
             where = _placed(p, where, leaving, budget)
     nodes = sorted(stages.nodes, key=order.__getitem__)
     return Kernel(name, tuple(phases), where, tuple(nodes), chain=Chain(batch, None if all_rows else row))
+
+
+def _check_blocks(flow: Flow, phases: Sequence[Phase], row: Axis, whole: Callable[[Value], bool]) -> None:
+    """What is read through a reshape has to be found from a place in a block of rows, too: of the last block of an open
+    number of rows nobody knows that it ends with them. Raises Unchained, or Blocked."""
+    outer, inner = Axis("qo", dims.ceil_div(row.extent, ROWS)), Axis("q", ROWS)
+    moved = {row: access.index(0, (outer, ROWS), (inner, 1))}
+    heavy = {p.contraction.node.output for p in phases if p.contraction is not None}
+    roots = [r.substitute(moved) for p in phases for g in p.groups for r in g.roots]
+    made = heavy | {r.value for r in roots}
+    for r in roots:
+        if r.source in heavy or (r.source in made and (r.fold or r.source is not r.value)):
+            continue  # read at the place itself
+        try:
+            seen = trace(flow, [(r.source, r.at)], lambda v: v in made or whole(v), whole)
+        except access.NeedsSplit:
+            raise Unchained from None
+        if any(a.linear and not whole(a.value) for a in seen.accesses):
+            raise Unchained
 
 
 def _placed(
