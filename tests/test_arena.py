@@ -316,9 +316,9 @@ def test_a_place_that_only_several_values_together_show_is_found() -> None:
     """One proof left a value out of a maximum that another one could not see to be below it: for ever."""
     n, s = dims.symbol("n"), dims.symbol("s")
     a, b, c = (64 * dims.ceil_div(d, 64) for d in (16 * n * s, 32 * n * s, 8 * n * s * s))
-    sizes = [a, 64 * n * s + b, b, c, b, a, b, b, b, b, b, a, 64 * n, 64 * n]
-    first = [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
-    last = [1, 5, 3, 5, 6, 13, 11, 10, 11, 11, 12, 15, 14, 15]
+    sizes = [a, 64 * n * s + b, b, c, b, a, b, b, b, b, b, a, a, 64 * n, 64 * n]
+    first = [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 12, 13, 14]
+    last = [1, 5, 3, 5, 6, 12, 11, 10, 11, 11, 12, 13, 15, 14, 15]
     lives = [Lifetime(Value(f"v{k}", F32, ()), *given) for k, given in enumerate(zip(sizes, first, last, strict=True))]
     offsets, total = arena._Placing(lives).best()
     for env in ({"n": 1, "s": 1}, {"n": 3, "s": 17}, {"n": 1, "s": 512}, {"n": 512, "s": 1}):
