@@ -118,6 +118,7 @@ class _Kernel:
     rows: int
     vectors: int
     unit_a: bool
+    short: bool
 
     @property
     def lanes(self) -> int:
@@ -133,8 +134,9 @@ class _Kernel:
 
     @property
     def blocked(self) -> bool:
-        """Whether the order of a sum matters. One without blocks needs a register less around the loop."""
-        return dtypes.is_float(self.dtype)
+        """Whether a sum may be of several blocks. One without needs fewer registers around the loop, and half the
+        instructions to begin and to end."""
+        return dtypes.is_float(self.dtype) and not self.short
 
     @property
     def reach(self) -> int:
@@ -143,14 +145,21 @@ class _Kernel:
 
 
 def emit_micro_kernel(
-    name: str, target: Target, dtype: np.dtype, rows: int, vectors: int, unit_a: bool, linkage: str = ""
+    name: str,
+    target: Target,
+    dtype: np.dtype,
+    rows: int,
+    vectors: int,
+    unit_a: bool,
+    linkage: str = "",
+    short: bool = False,
 ) -> str:
-    """The text of the function `name`. Intrinsics need no declaration."""
+    """The text of the function `name`. Intrinsics need no declaration. `short`: for sums that are one block."""
     if dtype not in TYPES:
         raise ValueError(f"no micro-kernel for {dtype}; there is one for {', '.join(d.name for d in TYPES)}")
     if min(rows, vectors) < 1:
         raise ValueError(f"a tile of {rows}x{vectors} vectors is empty")
-    k = _Kernel(target, dtype, rows, vectors, unit_a)
+    k = _Kernel(target, dtype, rows, vectors, unit_a, short)
     arguments = "ptr %a, i64 %a_row, ptr %b, ptr %c, i64 %c_row, ptr %loops"
     body = [*_entry(k), *_outer(k), *_inner(k), *_next(k), *_drain(k)]
     head = f"define {linkage} void" if linkage else "define void"

@@ -25,19 +25,22 @@ def tile_kernel(
     vectors: int,
     unit_a: bool,
     clipped: bool,
+    short: bool,
 ) -> str:
     """The name of the function for a tile, which is added to `kernels`. If clipped it has one more argument, the
-    number of rows that exist: narrower and narrower kernels do them, and no row beyond is read."""
+    number of rows that exist: narrower and narrower kernels do them, and no row beyond is read. `short`: for sums that
+    are one block."""
+    kind = f"{'.unit' if unit_a else ''}{'.short' if short else ''}"
 
     def single(height: int) -> str:
-        name = f"contract.{dtype.name}.{height}x{vectors}{'.unit' if unit_a else ''}"
+        name = f"contract.{dtype.name}.{height}x{vectors}{kind}"
         if name not in kernels:
-            kernels[name] = emit_micro_kernel(name, target, dtype, height, vectors, unit_a, linkage="internal")
+            kernels[name] = emit_micro_kernel(name, target, dtype, height, vectors, unit_a, "internal", short)
         return name
 
     if not clipped:
         return single(rows)
-    name = f"contract.{dtype.name}.{rows}x{vectors}{'.unit' if unit_a else ''}.clipped"
+    name = f"contract.{dtype.name}.{rows}x{vectors}{kind}.clipped"
     if name not in kernels:
         halves = {h for h, wide in tile_shapes(target, dtype, (rows, vectors)) if wide == vectors}
         heights = sorted(halves | {h for h in FEW if h < rows}, reverse=True)

@@ -23,7 +23,7 @@ from stitch.codegen.contract import (
     tile_shapes,
 )
 from stitch.codegen.emit_kernels import tile_kernel
-from stitch.codegen.sums import block_of, runs
+from stitch.codegen.sums import BLOCK_BITS, block_of, runs
 from stitch.codegen.tiling import choose
 from stitch.target import NAMES, Target, from_host, parse
 
@@ -50,12 +50,14 @@ def machine(target: Target) -> llvm.TargetMachine:
 
 
 @cache
-def library(name: str, dtype: np.dtype) -> tuple[object, dict[tuple[int, int, bool], Callable[..., None]]]:
+def library(
+    name: str, dtype: np.dtype, short: bool = False
+) -> tuple[object, dict[tuple[int, int, bool], Callable[..., None]]]:
     """Every tile of a target and dtype, compiled together; the first of the pair keeps the code alive."""
     target = HERE[name]
     shapes = sorted({shape for main in main_tiles(target, dtype) for shape in tile_shapes(target, dtype, main)})
     wanted = {(*shape, unit): f"k{shape[0]}_{shape[1]}_{int(unit)}" for shape in shapes for unit in (True, False)}
-    text = "\n".join(emit_micro_kernel(label, target, dtype, *key) for key, label in wanted.items())
+    text = "\n".join(emit_micro_kernel(label, target, dtype, *key, short=short) for key, label in wanted.items())
     module = llvm.parse_assembly(text)
     module.verify()
     builder = llvm.JITLibraryBuilder().add_object_img(machine(target).emit_object(module))
@@ -171,6 +173,21 @@ def test_a_row_has_the_same_bits_in_every_tile(name: str, extents: tuple[int, in
         np.testing.assert_array_equal(bits, found[0])
 
 
+@pytest.mark.parametrize("extents", [(1, 1, 100), (3, 3, 100), (1, 1, 1 << BLOCK_BITS)])
+@pytest.mark.parametrize("name", HERE)
+def test_sums_of_one_block_have_kernels_with_the_same_bits(name: str, extents: tuple[int, int, int]) -> None:
+    random = np.random.default_rng(5)
+    k, lanes = math.prod(extents), HERE[name].lanes(dtypes.FLOAT32)
+    a, b = random.standard_normal((14, k), np.float32), random.standard_normal((k, lanes * 4), np.float32)
+    strides = (extents[1] * extents[2], extents[2], 1)
+    (_, long), (_, short) = library(name, dtypes.FLOAT32), library(name, dtypes.FLOAT32, True)
+    for (rows, vectors, unit), kernel in long.items():
+        want, got = (
+            _run(f, rows, vectors * lanes, a, b, strides, 0, extents) for f in (kernel, short[rows, vectors, unit])
+        )
+        np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("name", HERE)
 def test_infinities_and_nans_pass(name: str) -> None:
     _, kernels = library(name, dtypes.FLOAT32)
@@ -258,6 +275,6 @@ def test_few_rows_take_one_kernel() -> None:
     target = parse("avx512")
     for rows, vectors in ((13, 2), (8, 2), (6, 4)):
         found: dict[str, str] = {}
-        tile_kernel(found, target, np.dtype(np.float32), rows, vectors, True, True)
+        tile_kernel(found, target, np.dtype(np.float32), rows, vectors, True, True, False)
         heights = {int(name.split(".")[2].split("x")[0]) for name in found if name.startswith("contract.")}
         assert heights >= {1, 2, 3, 4, rows}
