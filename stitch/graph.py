@@ -230,6 +230,8 @@ class Builder:
         attrs = {k: self._resolved(v) for k, v in attrs.items()}
         dtype = row.dtype(attrs, *(v.dtype for v in inputs))
         shape = tuple(self.resolve(d) for d in row.shape(attrs, *(v.shape for v in inputs)))
+        if any(isinstance(d, int) and d < 0 for d in shape):
+            raise ValueError(f"an extent would be negative, in the shape ({', '.join(map(str, shape))})")
         known = None
         if inputs and all(v.contents is not None for v in inputs) and contents.fits(shape):
             known = contents.evaluate(prim, attrs, [v.contents for v in inputs if v.contents is not None], dtype)

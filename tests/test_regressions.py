@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import stitch
+from stitch.errors import InvalidModel
 
 Array = np.ndarray[Any, Any]
 node = helper.make_node
@@ -200,3 +201,16 @@ def test_padding_of_a_map_whose_pixels_were_in_one_row() -> None:
     (y,) = run(nodes, ("n", 4, "h", "w"), ["y"], constants, x)
     want = x[:, [0, 2, 1, 3]].repeat(3, 2).repeat(3, 3)
     np.testing.assert_array_equal(y, np.pad(want, ((0, 0), (0, 0), (3, 3), (1, 1))))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 8), ("n", 2, 3, 8)])
+@pytest.mark.parametrize("operator", ["Conv", "MaxPool", "AveragePool"])
+def test_a_window_larger_than_the_map_is_refused_by_name(operator: str, shape: Sequence[int | str]) -> None:
+    """Such a model was compiled, or numpy's complaint about its constants was all that was said."""
+    inputs = ["x", "w", "b"] if operator == "Conv" else ["x"]
+    nodes = [
+        node(operator, inputs, ["c"], name="the window", kernel_shape=[5, 5]), node("Sigmoid", ["c"], ["y"]),
+    ]  # fmt: skip
+    constants = {"w": np.ones((3, 2, 5, 5), np.float32), "b": np.ones(3, np.float32)}
+    with pytest.raises(InvalidModel, match=r"the window.* negative, in the shape \(.*, -1, 4,"):
+        run(nodes, shape, ["y"], constants, np.zeros((1, 2, 3, 8), np.float32))

@@ -98,11 +98,15 @@ def _check_blocks(flow: Flow, phases: Sequence[Phase], row: Axis, whole: Callabl
     heavy = {p.contraction.node.output for p in phases if p.contraction is not None}
     roots = [r.substitute(moved) for p in phases for g in p.groups for r in g.roots]
     made = heavy | {r.value for r in roots}
+
+    def placed(v: Value) -> bool:
+        return v in made or whole(v)
+
     for r in roots:
-        if r.source in heavy or (r.source in made and (r.fold or r.source is not r.value)):
+        if r.source in heavy or (placed(r.source) and (r.fold or r.source is not r.value)):
             continue  # read at the place itself
         try:
-            seen = trace(flow, [(r.source, r.at)], lambda v: v in made or whole(v), whole)
+            seen = trace(flow, [(r.source, r.at)], placed, whole)
         except access.NeedsSplit:
             raise Unchained from None
         if any(a.linear and not whole(a.value) for a in seen.accesses):
