@@ -63,6 +63,12 @@ class Index:
             return self.terms[0][0]
         return None
 
+    @property
+    def parts(self) -> tuple[Axis, ...]:
+        """The axes among its terms, those with large steps first, as far as steps are numbers."""
+        found = [(v, c) for v, c in self.terms if isinstance(v, Axis)]
+        return tuple(v for v, _ in sorted(found, key=lambda t: -t[1] if isinstance(t[1], int) else 0))
+
     def axes(self) -> frozenset[Axis]:
         """Every axis it depends on, through loaded indices too."""
         found: set[Axis] = set()

@@ -133,7 +133,7 @@ def _together(phases: list[Phase], wanted: Sequence[Collection[Value]]) -> tuple
             _check_operands(c, phases[:k], wanted[k])
             finer = _finer(shared, _stores(phases[:k]), c.a)
             phases = [p.substitute(finer) for p in phases[:k]] + phases[k:]
-            shared = [x for a in shared for x in ([a] if a not in finer else finer[a].axes())]
+            shared = [x for a in shared for x in ([a] if a not in finer else finer[a].parts)]
             reads = [c.a]
         phases[k] = _over(shared, _stores(phases[:k]), phases[k], reads)
     heavy = [p.contraction for p in phases if p.contraction is not None]

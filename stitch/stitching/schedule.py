@@ -63,7 +63,7 @@ class Group:
         return frozenset(a for a in self.axes if any(a not in k for k in kept))
 
     def substitute(self, mapping: Mapping[Axis, Index]) -> Group:
-        axes = dict.fromkeys(a for x in self.axes for a in ([x] if x not in mapping else mapping[x].axes()))
+        axes = dict.fromkeys(a for x in self.axes for a in ([x] if x not in mapping else mapping[x].parts))
         accesses = tuple(replace(a, at=tuple(i.substitute(mapping) for i in a.at)) for a in self.accesses)
         roots = tuple(r.substitute(mapping) for r in self.roots)
         return replace(self, axes=tuple(axes), roots=roots, accesses=accesses)
@@ -86,7 +86,7 @@ class Contraction:
         """Over other axes; batch, rows and columns stay apart."""
 
         def of(axes: Sequence[Axis]) -> tuple[Axis, ...]:
-            return tuple(dict.fromkeys(a for x in axes for a in ([x] if x not in mapping else mapping[x].axes())))
+            return tuple(dict.fromkeys(a for x in axes for a in ([x] if x not in mapping else mapping[x].parts)))
 
         def moved(a: Access) -> Access:
             return replace(a, at=tuple(i.substitute(mapping) for i in a.at))
@@ -104,7 +104,7 @@ class Phase:
     contraction: Contraction | None = None
 
     def substitute(self, mapping: Mapping[Axis, Index]) -> Phase:
-        axes = dict.fromkeys(a for x in self.parallel for a in ([x] if x not in mapping else mapping[x].axes()))
+        axes = dict.fromkeys(a for x in self.parallel for a in ([x] if x not in mapping else mapping[x].parts))
         heavy = None if self.contraction is None else self.contraction.substitute(mapping)
         return Phase(tuple(axes), tuple(g.substitute(mapping) for g in self.groups), heavy)
 
