@@ -26,6 +26,7 @@ from stitch.codegen.emit_kernels import tile_kernel
 from stitch.codegen.emit_math import vector_isa
 from stitch.codegen.emit_memory import ZEROS, Guard, Memory
 from stitch.codegen.emit_rules import identity, lanes_of, multiply_add, nodes, stored_in, unrolls
+from stitch.codegen.emit_sums import in_blocks
 from stitch.codegen.emit_values import LLVM, Operations, Value, literal
 from stitch.codegen.loops import (
     Apply,
@@ -53,7 +54,7 @@ from stitch.codegen.loops import (
     expressions,
     walk,
 )
-from stitch.codegen.sums import BLOCK_BITS, block_of, is_blocked
+from stitch.codegen.sums import block_of
 from stitch.codegen.transpose import transpose_kernel
 from stitch.dims import Dim
 from stitch.stitching.schemes import estimate
@@ -295,7 +296,7 @@ class _Phase:
             if s.unroll > 1 and not s.folds:
                 self.w.repeat(self._stepped(s, trips, stored), trips, 1, [], body, stored)
             else:
-                totals = _regrouped(totals, self._folding(folds, trips, 1, carried, body, stored))
+                totals = _regrouped(totals, in_blocks(self.w, self.d, folds, trips, 1, carried, body, stored))
         for fold, total in zip(s.folds, totals, strict=True):
             self.m.locals[fold.local] = total
 
@@ -315,63 +316,6 @@ class _Phase:
         self.w.repeat(0, stop, s.unroll, [], body, stored)
         self._forget(stored)
         return stop
-
-    def _folding(
-        self,
-        folds: Sequence[Fold],
-        stop: str | int,
-        step: int,
-        carried: Sequence[tuple[str, str]],
-        body: Callable[[str | int, list[str]], Sequence[str]],
-        stored: Iterable[Buffer],
-        opaque: bool = False,
-    ) -> list[str]:
-        """`Writer.repeat` from 0 on, with sums in blocks (see `block_of`), around which there is another loop. `folds`:
-        that of each value which is carried. The sum of the blocks before is in memory: one block, which is what a sum
-        over an open dim nearly always has, costs two tests and no register."""
-        count = stop // step if isinstance(stop, int) else None
-        if not any(map(is_blocked, folds)) or (count is not None and count <= block_of(count)):
-            return self.w.repeat(0, stop, step, carried, body, stored, opaque=opaque)
-        size = str(block_of(count) * step) if count is not None else self._block_size(str(stop), step)
-        first = [name for _, name in carried]
-        sums = [k for k, f in enumerate(folds) if is_blocked(f)]
-        kinds = [carried[k][0] for k in sums]
-        slots = [self.w.slot(kind) for kind in kinds]
-
-        def block(at: str | int, now: list[str]) -> list[str]:
-            after = self.d.add(str(at), size)
-            end = self.w.pure(f"call i64 @llvm.smin.i64(i64 {after}, i64 {stop})", after, str(stop))
-            begin = [(kind, first[k] if k in sums else now[k]) for k, (kind, _) in enumerate(carried)]
-            found = self.w.repeat(at, end, step, begin, body, stored, opaque=opaque, some=True)
-
-            def added(_: str | int, names: list[str]) -> list[str]:
-                before = [self.w.here(f"load {kind}, ptr {slot}") for kind, slot in zip(kinds, slots, strict=True)]
-                return [
-                    self.w.pure(f"fadd {kind} {total}, {name}", total, name)
-                    for kind, total, name in zip(kinds, before, names, strict=True)
-                ]
-
-            def kept(_: str | int, names: list[str]) -> list[str]:
-                for kind, slot, k in zip(kinds, slots, sums, strict=True):
-                    self.w.effect(f"store {kind} {found[k]}, ptr {slot}")
-                return []
-
-            totals = self.w.repeat(0, str(at), 1, [(carried[k][0], found[k]) for k in sums], added, once=True)
-            for k, total in zip(sums, totals, strict=True):
-                found[k] = total
-            self.w.repeat(end, str(stop), 1, [], kept, once=True)
-            return found
-
-        return self.w.repeat(0, stop, size, carried, block, stored)
-
-    def _block_size(self, stop: str, step: int) -> str:
-        """`block_of` as many steps as there are up to `stop`, times the step."""
-        count = self.w.pure(f"udiv i64 {stop}, {step}", stop) if step > 1 else stop
-        zeros = self.w.pure(f"call i64 @llvm.ctlz.i64(i64 {count}, i1 false)", count)
-        odd = self.w.pure(f"sub i64 65, {zeros}", zeros)
-        half = self.w.pure(f"lshr i64 {odd}, 1", odd)
-        bits = self.w.pure(f"call i64 @llvm.umax.i64(i64 {half}, i64 {BLOCK_BITS})", half)
-        return self.w.pure(f"shl i64 {step}, {bits}", bits)
 
     # ------------------------------------------------------------------ vector loops
 
@@ -456,7 +400,7 @@ class _Phase:
         step, stored = copies * self.o.width, stored_in(s.body)
         if start == 0 and mask is None and not chained:
             folds = [f for f in s.folds for _ in range(each)]
-            names = self._folding(folds, stop, step, carried, body, stored, opaque=True)
+            names = in_blocks(self.w, self.d, folds, stop, step, carried, body, stored, opaque=True)
         else:  # what is left are a few
             names = self.w.repeat(start, stop, step, carried, body, stored, once, opaque=True)
         return [names[i * each : (i + 1) * each] for i in range(len(s.folds))]

@@ -107,6 +107,7 @@ TABLE = """
     stitch.codegen.emit_casts
     stitch.codegen.emit_primitives
     stitch.codegen.emit_memory
+    stitch.codegen.emit_sums
     stitch.codegen.emit_kernels
     stitch.codegen.transpose
     stitch.codegen.llvm
