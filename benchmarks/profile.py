@@ -17,44 +17,24 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
-
 from benchmarks import models
 from benchmarks.networks.cases import Feed, image, networks
-from stitch import dims
-from stitch.api import CompiledModel, _target
-from stitch.codegen import assemble, kernels
-from stitch.codegen.kernels import Lowered
+from stitch import dims, importer
+from stitch.api import _target
 from stitch.codegen.loops import render
-from stitch.compiler import compile as compile_model
 from stitch.dims import Dim
-from stitch.plan import Artifact, HostStep
+from stitch.measure import Probe
+from stitch.plan import HostStep
 from stitch.runtime import host
-from stitch.stitching.schedule import Kernel, Stitched
-from stitch.target import Target
+from stitch.stitching.schedule import Kernel
 
-MOST = 1 << 16  # calls in one model
-RUNS = 30
-SECONDS = 4.0
-
-
-@dataclass
-class Compiled:
-    """A model whose entries write to `ticks`: one number at their start, and one after each call."""
-
-    model: CompiledModel
-    stitched: Stitched
-    lowered: Mapping[str, Lowered]
-    ticks: np.ndarray
-    ends: list[int]  # numbers of the first tick of each entry, and after the last one
-    hosted: dict[str, list[float]] = field(default_factory=dict)  # seconds of all calls of host functions
-    runs: int = 0
+SECONDS = 2.0
 
 
 @dataclass
@@ -69,97 +49,34 @@ class Cost:
     bytes: float = 0.0
 
 
-def compiled(path: str | Path, threads: int) -> Compiled:
-    ticks = np.zeros(MOST, np.int64)
-    ends = [0]
-    lowered: dict[str, Lowered] = {}
-    found: list[Stitched] = []
-    make, lower = assemble.assemble, kernels.lower
-
-    def instrumented(
-        stitched: Stitched, target: Target, emit: Callable[[str], bytes], report: Mapping[str, Any]
-    ) -> Artifact:
-        found.append(stitched)
-        return make(stitched, target, lambda text: emit(_instrument(text, ticks.ctypes.data, ends, target)), report)
-
-    def noted(kernel: Kernel, *rest: Any) -> Lowered:
-        lowered[kernel.name] = lower(kernel, *rest)
-        return lowered[kernel.name]
-
-    with mock.patch.object(assemble, "assemble", instrumented), mock.patch.object(kernels, "lower", noted):
-        artifact = compile_model(path, _target(None), None)
-    return Compiled(CompiledModel(artifact, threads), found[-1], lowered, ticks, ends)
+def compiled(path: str | Path, threads: int) -> Probe:
+    return Probe.of(importer.load(path), _target(None), threads)
 
 
-def _instrument(text: str, address: int, ends: list[int], target: Target) -> str:
-    """The module with a reading of the counter at the start of each entry and after each call in it."""
-    counter = '"mrs $0, cntvct_el0", "=r"()' if target.triple.startswith("aarch64") else ""
-    read = f"call i64 asm sideeffect {counter}" if counter else "call i64 @llvm.readcyclecounter()"
-    out, inside = [], False
-    for line in text.splitlines():
-        out.append(line)
-        if inside := (line.startswith("define i64 @stitch_entry_") or (inside and line != "}")):
-            opened = line.startswith("entry:")
-            if opened or line.lstrip().startswith("call void @stitch_"):
-                n = ends[-1]
-                out.append(f"  %tick{n} = {read}")
-                out.append(f"  store volatile i64 %tick{n}, ptr inttoptr (i64 {address + 8 * n} to ptr)")
-                ends[-1] += 1
-        elif line == "}" and len(out) > 1 and ends[-1] > (ends[-2] if len(ends) > 1 else 0):
-            ends.append(ends[-1])
-    assert ends[-1] < MOST, "too many kernels"
-    return "\n".join([*out, "" if counter else "declare i64 @llvm.readcyclecounter()", ""])
-
-
-def measure(c: Compiled, feed: Feed) -> tuple[list[float], float]:
-    """Seconds of each call, the shortest of several runs, and of a whole run: neighbours only ever add."""
-    c.model.run(None, feed)
-    c.hosted.clear()
-    rows: list[np.ndarray] = []
-    walls: list[float] = []
-    begin, first = time.perf_counter(), time.perf_counter_ns()
-    while len(rows) < RUNS or (time.perf_counter() - begin < SECONDS / 4):
-        start = time.perf_counter()
-        c.model.run(None, feed)
-        walls.append(time.perf_counter() - start)
-        rows.append(c.ticks[: c.ends[-1]].copy())
-        if time.perf_counter() - begin > SECONDS and len(rows) > 4:
-            break
-    # The counter's rate: ticks between the starts of the first and the last run, and the time between them.
-    start_of_last = time.perf_counter_ns() - int(walls[-1] * 1e9)
-    rate = (rows[-1][0] - rows[0][0]) / max(start_of_last - first, 1) * 1e9
-    c.runs = len(rows)
-    return list(np.min(np.diff(np.array(rows), axis=1), axis=0) / rate), min(walls)
-
-
-def costs(c: Compiled, feed: Feed) -> tuple[list[Cost], float]:
-    """The costs of all programs, the largest first, and the seconds of a run."""
+def costs(c: Probe, feed: Feed) -> tuple[list[Cost], float, dict[str, float]]:
+    """The costs of all programs, the largest first, the seconds of a run, and those of host functions."""
     run_host = host.call
+    hosted: dict[str, list[float]] = {}
 
     def timed(step: HostStep, *rest: Any) -> Any:
         start = time.perf_counter()
         try:
             return run_host(step, *rest)
         finally:
-            c.hosted.setdefault(step.function, []).append(time.perf_counter() - start)
+            hosted.setdefault(step.function, []).append(time.perf_counter() - start)
 
+    arrays = [feed[p.name] for p in c.artifact.inputs]
     with mock.patch.object(host, "call", timed):
-        seconds, wall = measure(c, feed)
-    sizes: dict[str, int] = {}
-    for symbol, i, axis in c.model.artifact.bindings:
-        sizes[c.model.artifact.symbols[symbol]] = feed[c.model.artifact.inputs[i].name].shape[axis]
-    starts = {n - 1 for n in c.ends}  # differences across two entries: host work
-    calls = (k for k in range(len(seconds)) if k not in starts)
+        calls = iter(c.measure(arrays, SECONDS))
+    sizes = c.sizes(arrays)
     found: dict[str, Cost] = {}
-    for kernel in c.stitched.kernels:
-        if kernel.name not in c.lowered:
-            continue
+    for kernel in c.kernels:
         program = c.lowered[kernel.name].program
         text = render(program)
         cost = found.setdefault(text, Cost(text, phases=[0.0] * len(program.phases)))
         cost.kernels.append(kernel)
         for number in range(len(program.phases)):
-            spent = seconds[next(calls)]
+            spent = next(calls)
             cost.seconds += spent
             cost.phases[number] += spent
         cost.operations += sum(
@@ -169,7 +86,8 @@ def costs(c: Compiled, feed: Feed) -> tuple[list[Cost], float]:
         )
         cost.bytes += sum(_value(v.bytes, sizes) for v in (*kernel.reads(), *kernel.writes()))
     assert next(calls, None) is None, "calls and kernels do not match"
-    return sorted(found.values(), key=lambda cost: -cost.seconds), wall
+    spent_there = {name: min(s) * len(s) / (c.runs + 1) for name, s in hosted.items()}
+    return sorted(found.values(), key=lambda cost: -cost.seconds), c.wall, spent_there
 
 
 def _value(d: Dim, sizes: Mapping[str, int]) -> float:
@@ -209,7 +127,7 @@ def peer(path: str | Path, feed: Feed, threads: int, top: int) -> str:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         feed = {i.name: feed[i.name] for i in session.get_inputs() if i.name in feed}
-        for _ in range(RUNS):
+        for _ in range(30):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
     spent: dict[tuple[str, str], list[float]] = {}
@@ -242,23 +160,22 @@ def main() -> None:
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: asked.threads]))
     sizes = {name: int(value) for name, value in (s.split("=") for s in asked.size)}
     with tempfile.TemporaryDirectory() as folder:
-        path, feed = _subject(asked.model, sizes, Path(folder))
+        path, feed = subject(asked.model, sizes, Path(folder))
         _profile(asked, path, feed)
 
 
 def _profile(asked: argparse.Namespace, path: str | Path, feed: Feed) -> None:
     c = compiled(path, asked.threads)
-    found, wall = costs(c, {p.name: feed[p.name] for p in c.model.inputs})
+    found, wall, hosted = costs(c, feed)
     total = sum(cost.seconds for cost in found)
     count = sum(len(cost.kernels) for cost in found)
     print(
         f"{Path(path).stem}: {1e3 * wall:.3f} ms a run, {1e3 * total:.3f} ms of it in {count} kernels of "
         f"{len(found)} programs, {asked.threads} threads\n"
     )
-    if c.hosted:
-        spent = {name: 1e3 * min(s) * len(s) / c.runs for name, s in c.hosted.items()}
-        steps = ", ".join(f"{name} {ms:.3f}" for name, ms in sorted(spent.items(), key=lambda item: -item[1]))
-        print(f"host steps, in numpy: {sum(spent.values()):.3f} ms: {steps}\n")
+    if hosted:
+        steps = ", ".join(f"{name} {1e3 * s:.3f}" for name, s in sorted(hosted.items(), key=lambda item: -item[1]))
+        print(f"host steps, in numpy: {1e3 * sum(hosted.values()):.3f} ms: {steps}\n")
     wanted = [x for x in found if not asked.match or re.search(asked.match, describe(x, total, 0))]
     for cost in wanted[: asked.top]:
         print(describe(cost, total, asked.lines) + "\n")
@@ -269,7 +186,7 @@ def _profile(asked: argparse.Namespace, path: str | Path, feed: Feed) -> None:
         print(peer(path, feed, asked.threads, 12))
 
 
-def _subject(name: str, sizes: Mapping[str, int], folder: Path) -> tuple[str | Path, Feed]:
+def subject(name: str, sizes: Mapping[str, int], folder: Path) -> tuple[str | Path, Feed]:
     root = models.exports()
     if root is not None and (root / f"{name}.json").exists():
         spec = json.loads((root / f"{name}.json").read_text())

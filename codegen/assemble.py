@@ -87,20 +87,35 @@ def _as_it_is(array: Array, out: Array) -> None:
 
 
 def assemble(
-    stitched: Stitched, target: Target, compile: Callable[[str], bytes], report: Mapping[str, Any]
+    stitched: Stitched,
+    target: Target,
+    compile: Callable[[str], bytes],
+    report: Mapping[str, Any],
+    lowered: Mapping[str, Lowered] | None = None,
 ) -> plan.Artifact:
-    """The artifact. `compile` turns LLVM text into an object."""
-    return _Assembly(stitched, target).artifact(compile, report)
+    """The artifact. `compile` turns LLVM text into an object; `lowered` is what `lower` gives, if that is known."""
+    return _Assembly(stitched, target, lowered).artifact(compile, report)
+
+
+def lower(stitched: Stitched, target: Target) -> dict[str, Lowered]:
+    """The loop program of each kernel that does not run on the host, by name."""
+    flow = _flow(stitched)
+    return {k.name: kernels.lower(k, flow, target) for k in stitched.kernels if not _is_host([k])}
+
+
+def _flow(stitched: Stitched) -> Flow:
+    stops = {v for k in stitched.kernels if k.opaque for v in k.opaque.inputs} | set(stitched.graph.outputs)
+    stops |= {n.output for k in stitched.kernels for n in k.nodes}
+    return Flow(stitched.graph, stops)
 
 
 class _Assembly:
-    def __init__(self, stitched: Stitched, target: Target) -> None:
+    def __init__(self, stitched: Stitched, target: Target, lowered: Mapping[str, Lowered] | None = None) -> None:
         self.stitched = stitched
         self.graph: Graph = stitched.graph
         self.target = target
-        stops = {v for k in stitched.kernels if k.opaque for v in k.opaque.inputs} | set(self.graph.outputs)
-        stops |= {n.output for k in stitched.kernels for n in k.nodes}
-        self.flow = Flow(self.graph, stops)
+        self.flow = _flow(stitched)
+        self.lowered = lowered if lowered is not None else lower(stitched, target)
         self.blob = _Blob()
         self.codes: dict[str, llvm.Code] = {}
         self.steps = self._split()
@@ -137,7 +152,7 @@ class _Assembly:
         slots = [plan.Slot(v.dtype.name, v.rank, "input") for v in graph.inputs]
         slots += [plan.Slot(v.dtype.name, v.rank, "output") for v in graph.outputs]
         self.constant_slot = len(slots)
-        lowered = {k.name: kernels.lower(k, self.flow, self.target) for s in self.steps for k in s if not _is_host([k])}
+        lowered = self.lowered
         self._place_constants(lowered)
         slots.append(plan.Slot("uint8", 1, "constant", 0, (self.blob.size,)))
         for v in self._host_constants():

@@ -4,6 +4,7 @@
     stitch compile MODEL [--no-cache]                                   fill the cache, and how long that takes
     stitch run MODEL [--size batch=2 ...] [--runs 20]                   run on random inputs
     stitch show MODEL graph|schedule|loops                              what the compiler's stages make of it
+    stitch calibrate [--show]                                           time this machine, for predictions
     stitch operators                                                    which operators are supported
     stitch knobs                                                        the tuning switches
 
@@ -72,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--size", action="append", default=[], type=_size, metavar="NAME=N", help="extent of a symbolic dim"
         )
+    calibrate = commands.add_parser("calibrate", help="time this machine for the cost model, in half a minute")
+    calibrate.add_argument("--output", metavar="FILE", help="keep it there instead of in the cache directory")
+    calibrate.add_argument("--show", action="store_true", help="print what is known, and measure nothing")
+    calibrate.set_defaults(command=_calibrate)
     commands.add_parser("operators", help="list the supported operators").set_defaults(command=_operators)
     commands.add_parser("knobs", help="list the tuning switches").set_defaults(command=_knobs)
     return parser
@@ -172,6 +177,12 @@ def _show(args: argparse.Namespace) -> None:
             users.setdefault(loops.render(kernels.lower(k, flow, machine).program), []).append(k.name)
     for program, names in users.items():
         print(f"{', '.join(names)}:\n{program}")
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    from stitch.calibration import command
+
+    command.run(args.output, args.show)
 
 
 def _operators(args: argparse.Namespace) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 from stitch import importer, knobs, report
 from stitch.codegen import assemble, machine
 from stitch.errors import ResourceError
+from stitch.graph import Graph
 from stitch.plan import Artifact
 from stitch.simplify import simplify
-from stitch.stitching.schedule import render
+from stitch.stitching.schedule import Stitched, render
 from stitch.stitching.stitch import stitch
 from stitch.target import Target
 
@@ -33,16 +34,22 @@ def _compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str
         opened: list[Path] = []
         imported = importer.load(model, shapes, opened)
         external = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in opened]
+    stitched = cut(imported, target)
+    with _stage("assemble", debug):
+        explained = report.describe(stitched, imported, knobs.current().schemes) | {"external": external}
+        return assemble.assemble(stitched, target, lambda text: _object(text, target, debug), explained)
+
+
+def cut(imported: Graph, target: Target) -> Stitched:
+    """The kernels that a graph becomes on a target."""
+    debug, now = knobs.current().debug, knobs.current()
     with _stage("simplify", debug):
         graph = simplify(imported)
     with _stage("stitch", debug):
-        now = knobs.current()
         stitched = stitch(graph, (now.l2_bytes or target.l2_bytes) // 2, now.schemes, now.merging)
     if debug >= 2:
         print(render(stitched), file=sys.stderr)
-    with _stage("assemble", debug):
-        explained = report.describe(stitched, imported, now.schemes) | {"external": external}
-        return assemble.assemble(stitched, target, lambda text: _object(text, target, debug), explained)
+    return stitched
 
 
 def _object(text: str, target: Target, debug: int) -> bytes:

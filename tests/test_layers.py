@@ -25,6 +25,7 @@ TABLE = """
     stitch.knobs
     stitch.dtypes
     stitch.target
+    stitch.cost
     stitch.plan
     stitch.peak
 
@@ -98,6 +99,8 @@ TABLE = """
     stitch.codegen.windows
     stitch.codegen.ahead
     stitch.codegen.kernels
+    stitch.codegen.traffic
+    stitch.codegen.descriptors
     stitch.codegen.interp
     stitch.codegen.emit_code
     stitch.codegen.emit_values
@@ -132,6 +135,11 @@ TABLE = """
     stitch.explain
     stitch.report
     stitch.compiler
+    stitch.measure
+    stitch.fitting
+    stitch.calibration.networks
+    stitch.calibration
+    stitch.calibration.command
     stitch.api
     stitch.backend
     stitch.cli

@@ -1,0 +1,341 @@
+"""What the phases of a loop program do, in numbers: the descriptors from which `stitch.cost` predicts their time.
+
+    describe(program, sizes, target, near)        one `Work` for each phase
+    sequence(kernels, sizes, target, arena)       for kernels that run one after the other
+
+Numbers, not expressions: symbols have the values that `sizes` gives. Counted are executions of vector instructions by
+kind, as code generation will emit them: an expression runs as often as the innermost loop that it depends on, so what
+is invariant is counted outside; of a loop with lanes each vector counts, the last one wholly. Bytes come from
+`stitch.codegen.traffic`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from stitch import dims
+from stitch.access import Index, Variable
+from stitch.codegen.kernels import Lowered, buffers
+from stitch.codegen.loops import (
+    Apply,
+    Buffer,
+    Clip,
+    Contract,
+    Define,
+    Expr,
+    Gate,
+    Guarded,
+    Local,
+    Loop,
+    Phase,
+    Position,
+    Prefetch,
+    Program,
+    Read,
+    Stmt,
+    Store,
+    Transpose,
+    Use,
+)
+from stitch.codegen.traffic import Access, Around, Nest, Traffic
+from stitch.cost import Work
+from stitch.dims import Dim
+from stitch.graph import Value
+from stitch.ops.primitives import PRIMITIVES
+from stitch.stitching.schedule import Kernel
+from stitch.target import Target
+
+DEAR = 5.0
+"""Instructions from which a primitive counts as transcendental: it is a chain of them, which wait for each other."""
+
+FAR = 1 << 20
+"""Elements between two places that are looked up, so that they share nothing."""
+
+LATENCY = 4
+"""Cycles of a multiply-add: so many accumulators are needed to issue one each cycle."""
+
+
+def describe(
+    program: Program, sizes: Mapping[str, int], target: Target, near: Mapping[Buffer, float]
+) -> tuple[Work, ...]:
+    """The work of each phase. `near`: for a parameter, the bytes that were touched since it was last; a parameter that
+    is not in it is taken to be in no cache."""
+    touched = dict(near)
+    found = []
+    for phase in program.phases:
+        found.append(_phase(phase, sizes, target, touched))
+        here = buffers(phase)
+        for b in program.buffers:
+            touched[b] = 0.0 if b in here else touched.get(b, math.inf) + found[-1].touched
+    return tuple(found)
+
+
+class _Counter:
+    def __init__(self, sizes: Mapping[str, int], target: Target) -> None:
+        self.sizes, self.target = sizes, target
+        self.lanes = target.vector_bits // 32
+        self.counts: defaultdict[str, float] = defaultdict(float)
+        self.deps: dict[Local, frozenset[Variable]] = {}
+        self.of: dict[int, frozenset[Variable]] = {}
+        self.counted: set[int] = set()
+        self.kept: list[Expr] = []  # so that no other object gets the id of one that was counted
+
+    def number(self, d: Dim) -> float:
+        return float(d) if isinstance(d, int) else float(dims.evaluate(d, self.sizes))
+
+    # -------------------------------------------------- loops
+
+    def body(self, body: Sequence[Stmt], around: tuple[Around, ...], node: Nest) -> None:
+        for s in body:
+            match s:
+                case Loop():
+                    self.loop(s, around, node)
+                case Define():
+                    self.expr(s.value, around, node)
+                    self.deps[s.local] = self.depends(s.value)
+                case Store():
+                    self.expr(s.value, around, node)
+                    self.access("stores", s.buffer, s.index, around, node)
+                case Contract():
+                    self.contract(s, around, node)
+                case Transpose():
+                    self.transpose(s, around, node)
+                case Prefetch():
+                    self.count("loads", around, self.depends_on(s.index))
+
+    def loop(self, loop: Loop, around: tuple[Around, ...], node: Nest) -> None:
+        inner = self.entered(loop, around)
+        node.below.append(below := Nest(inner))
+        inside = (*around, inner)
+        self.body(loop.body, inside, below)
+        times = _times(around) * inner.share
+        self.counts["loops"] += times
+        if loop.mode == "vector" and loop.folds:
+            self.counts["folds"] += times * len(loop.folds)
+        for f in loop.folds:
+            self.expr(f.value, inside, below)
+            own = self.depends(f.value)
+            cost = 3 if f.op in ("max", "min") else 0 if f.op == "add" and _is_product(f.value) else 1
+            self.count("simple", inside, own | {loop.axis}, cost)
+            self.deps[f.local] = own - {loop.axis}
+
+    def entered(self, loop: Loop, around: Sequence[Around]) -> Around:
+        extent, share = self.number(loop.axis.extent), 1.0
+        full, rest, wholes = extent, 0.0, 1.0  # of all entries, `wholes` have `full` iterations, the others `rest`
+        match loop.clip:
+            case Clip(block, outer, limit):
+                outers = max(self.number(outer.extent), 1.0)
+                full, left = float(block), self.number(limit)
+                rest = left - block * (outers - 1) if left < block * outers else float(block)
+                full = min(full, max(left, 0.0))
+                wholes = (outers - 1) / outers if rest != block else 1.0
+                rest = max(rest, 0.0)
+            case Gate():
+                share = self.share(loop.clip, around)
+        lanes = self.lanes if loop.mode == "vector" else 1
+        steps = wholes * math.ceil(full / lanes) + (1 - wholes) * math.ceil(rest / lanes)
+        return Around(loop.axis, steps, share, loop.mode == "vector")
+
+    def share(self, gate: Gate, around: Sequence[Around]) -> float:
+        """The share of the points of the loops around at which all bounds hold; bounds on one axis overlap."""
+        shares: dict[Variable | None, float] = {}
+        for b in gate.bounds:
+            terms = [(v, self.number(c)) for v, c in b.index.terms]
+            if not terms:
+                continue
+            axis, step = terms[0]
+            extent = next((a.steps for a in around if a.axis is axis), 1.0)
+            offset, limit = self.number(b.index.offset), self.number(b.limit)
+            low, high = sorted(((0 - offset) / step, (limit - offset) / step))
+            valid = max(min(high, extent) - max(low, 0.0), 0.0) / max(extent, 1.0)
+            shares[axis] = min(shares.get(axis, 1.0), min(valid, 1.0))
+        inside = math.prod(shares.values())
+        return 1.0 - inside if gate.without else inside
+
+    # -------------------------------------------------- expressions
+
+    def depends_on(self, index: Index) -> frozenset[Variable]:
+        found: set[Variable] = set()
+        for v, _ in index.terms:
+            found |= self.deps.get(v, frozenset()) if isinstance(v, Local) else {v}
+        return frozenset(found)
+
+    def depends(self, e: Expr) -> frozenset[Variable]:
+        if id(e) in self.of:
+            return self.of[id(e)]
+        found: frozenset[Variable] = frozenset()
+        match e:
+            case Use(local):
+                return self.deps.get(local, frozenset())
+            case Read() | Position():
+                found = self.depends_on(e.index)
+            case Apply():
+                found = frozenset().union(*(self.depends(a) for a in e.args))
+            case Guarded():
+                found = self.depends(e.value).union(*(self.depends_on(b.index) for b in e.bounds))
+        self.of[id(e)] = found
+        self.kept.append(e)
+        return found
+
+    def expr(self, e: Expr, around: tuple[Around, ...], node: Nest) -> None:
+        if id(e) in self.counted:
+            return
+        self.counted.add(id(e))
+        self.kept.append(e)
+        match e:
+            case Read():
+                self.access("loads", e.buffer, e.index, around, node)
+            case Apply():
+                for a in e.args:
+                    self.expr(a, around, node)
+                cost = PRIMITIVES[e.prim].cost + (2 if e.rounded is not None else 0)
+                if e.prim in ("add", "sub") and any(_is_product(a) for a in e.args):
+                    cost = 0  # one multiply-add with the product
+                self.count("dear" if cost > DEAR else "simple", around, self.depends(e), cost)
+            case Guarded():
+                self.expr(e.value, around, node)
+                for b in e.bounds:
+                    self.count("simple", around, self.depends_on(b.index), 2)
+
+    def count(self, what: str, around: Sequence[Around], on: frozenset[Variable], cost: float = 1.0) -> None:
+        """`cost` for each time that the innermost loop runs which it depends on; those without lanes are scalar."""
+        depth = max((k for k, a in enumerate(around) if a.axis in on), default=-1)
+        within = around[: depth + 1]
+        times = cost * _times(within) * math.prod(a.share for a in around[depth + 1 :])
+        vector = any(a.lanes and a.axis in on for a in within)
+        if not vector and any(a.lanes for a in within):
+            times /= max(math.prod(a.steps for a in within if a.lanes and a.axis not in on), 1.0)
+        self.counts[what if vector else "scalars"] += times
+
+    def access(self, what: str, buffer: Buffer, index: Index, around: tuple[Around, ...], node: Nest) -> None:
+        on = self.depends_on(index)
+        lanes = next((a.axis for a in around if a.lanes and a.axis in on), None)
+        step = 0.0 if lanes is None else abs(self.number(index.coefficient(lanes)))
+        if lanes is not None and step != 1:
+            what, cost = "gathers", float(self.lanes)
+        else:
+            cost = max(buffer.dtype.itemsize / 4, 1.0)
+        self.count(what, around, on, cost)
+        self.touch(node, buffer, index, around)
+
+    def touch(
+        self, node: Nest, buffer: Buffer, index: Index, around: Sequence[Around],
+        spans: Iterable[tuple[float, float]] = (),
+    ) -> None:  # fmt: skip
+        steps = tuple((a, abs(self.number(c))) for a, c in self.moving(index))
+        wide = [(float(self.lanes), step) for v, step in steps for a in around if a.lanes and a.axis is v]
+        node.accesses.append(Access(buffer, steps, tuple((n, step) for n, step in (*spans, *wide) if n > 1 and step)))
+
+    def moving(self, index: Index) -> Iterable[tuple[Variable, Dim]]:
+        """The axes that move an index, and by how much; where an index is loaded, far."""
+        for v, c in index.terms:
+            if isinstance(v, Local):
+                yield from ((a, FAR) for a in self.deps.get(v, frozenset()))
+            else:
+                yield v, c
+
+    # -------------------------------------------------- heavy statements
+
+    def contract(self, c: Contract, around: tuple[Around, ...], node: Nest) -> None:
+        times = _times(around)
+        summed = math.prod(self.number(k.extent) for k in c.loops)
+        rows = float(c.rows)
+        if c.clip is not None:
+            outers = max(next((a.steps for a in around if a.axis is c.clip.outer), 1.0), 1.0)
+            rows = min(rows, max(self.number(c.clip.limit) / outers, 1.0))
+        cycles = max(rows * c.vectors, LATENCY, c.vectors + rows / 2)
+        self.counts["fused"] += times * summed * cycles
+        self.counts["tiles"] += times
+        self.counts["tile_stores"] += times * rows * c.vectors
+        width = c.vectors * self.lanes
+        a_loops = [(self.number(k.extent), abs(self.number(k.a_stride))) for k in c.loops]
+        b_loops = [(self.number(k.extent), abs(self.number(k.b_stride))) for k in c.loops]
+        self.touch(node, c.a, c.a_index, around, [(rows, abs(self.number(c.a_row))), *a_loops])
+        self.touch(node, c.b, c.b_index, around, [*b_loops, (float(width), 1.0)])
+        self.touch(node, c.tile, Index(), around, [(rows * width, 1.0)])
+
+    def transpose(self, t: Transpose, around: tuple[Around, ...], node: Nest) -> None:
+        rows, columns = self.number(t.rows.extent), self.number(t.columns.extent)
+        for clip, which in ((t.row_clip, 0), (t.column_clip, 1)):
+            if clip is not None:
+                outers = max(self.number(clip.outer.extent), 1.0)
+                mean = min(float(clip.block), self.number(clip.limit) / outers)
+                rows, columns = (mean, columns) if which == 0 else (rows, mean)
+        times = _times(around)
+        self.counts["turned"] += times * rows * columns / self.lanes
+        self.counts["loops"] += times
+        self.touch(node, t.source, t.index, around, [(rows, 1.0), (columns, abs(self.number(t.step)))])
+        self.touch(node, t.to, t.to_index, around, [(rows, abs(self.number(t.to_step))), (columns, 1.0)])
+
+
+def _is_product(e: Expr) -> bool:
+    return isinstance(e, Apply) and e.prim == "mul"
+
+
+def _times(around: Sequence[Around]) -> float:
+    return math.prod(a.steps * a.share for a in around)
+
+
+def _phase(phase: Phase, sizes: Mapping[str, int], target: Target, near: Mapping[Buffer, float]) -> Work:
+    c = _Counter(sizes, target)
+    around = tuple(Around(a, c.number(a.extent)) for a in phase.axes)
+    node = root = Nest(Around(None, 1.0))
+    for a in around:
+        node.below.append(inner := Nest(a))
+        node = inner
+    c.body(phase.body, around, node)
+    size = {a.buffer: c.number(a.buffer.size) * a.buffer.dtype.itemsize for a, _ in root.walk()}
+    traffic = Traffic(root, size, near, c.lanes)
+    brought = [math.inf]
+    for capacity in (target.l1_bytes, target.l2_bytes, target.l3_bytes):
+        beyond = traffic.beyond(float(capacity)) if capacity else brought[-1]  # a cache that is not there lets all pass
+        brought.append(min(beyond, brought[-1]))  # and a larger one never brings more
+    return Work(
+        tasks=math.prod(a.steps for a in around), grain=max(c.number(phase.grain), 1.0), touched=traffic.touched,
+        near=brought[1] - brought[2], far=brought[2] - brought[3], memory=brought[3],
+        **{name: c.counts[name] for name in Work.COUNTS},
+    )  # fmt: skip
+
+
+def sequence(
+    kernels: Sequence[tuple[Kernel, Lowered]], sizes: Mapping[str, int], target: Target, arena: float = math.inf,
+    results: Collection[Value] = (), reused: bool = False,
+) -> list[tuple[Work, ...]]:  # fmt: skip
+    """The work of kernels that run one after the other, again and again, so that each finds in the caches what is left
+    there. What they make lies in an arena of so many bytes, where dead values were, nearer than a value's last place;
+    but for the `results`, which are in memory of their own, the same each time if it is `reused`."""
+    known = {id(low): _named(low) for _, low in kernels}
+    made = {v for k, _ in kernels for v in k.writes()} - set(results)
+    arena = min(arena, sum(_bytes(v, sizes) for v in made))
+    clock, last = 0.0, dict[object, float]()
+    found: list[tuple[Work, ...]] = []
+    for again in (False, True):
+        written: set[object] = set()
+        for _, low in kernels:
+            near: dict[Buffer, float] = {}
+            for buffer, parameter in known[id(low)]:
+                distance = clock - last[parameter] if parameter in last else math.inf
+                if parameter in made and parameter not in written:
+                    distance = min(distance, arena)
+                elif parameter in results and parameter not in written and not reused:
+                    distance = math.inf
+                near[buffer] = distance
+            works = describe(low.program, sizes, target, near)
+            if again:
+                found.append(works)
+            most = sum(w.touched for w in works)  # of a table of words only some rows are
+            for buffer, parameter in known[id(low)]:
+                clock += min(float(dims.evaluate(buffer.size, sizes)) * buffer.dtype.itemsize, most)
+                last[parameter] = clock
+                written.add(parameter)
+    return found
+
+
+def _named(low: Lowered) -> list[tuple[Buffer, object]]:
+    return list(zip(low.program.buffers, low.parameters, strict=True))
+
+
+def _bytes(value: Value, sizes: Mapping[str, int]) -> float:
+    return float(dims.evaluate(value.bytes, sizes))
