@@ -50,6 +50,9 @@ from stitch.target import Target
 DEAR = 5.0
 """Instructions from which a primitive counts as transcendental: it is a chain of them, which wait for each other."""
 
+RIM = 4
+"""What is within this part of the third cache is there for sure; others use it too, and it forgets sooner than it could."""
+
 FAR = 1 << 20
 """Elements between two places that are looked up, so that they share nothing."""
 
@@ -289,12 +292,12 @@ def _phase(phase: Phase, sizes: Mapping[str, int], target: Target, near: Mapping
     size = {a.buffer: c.number(a.buffer.size) * a.buffer.dtype.itemsize for a, _ in root.walk()}
     traffic = Traffic(root, size, near, c.lanes)
     brought = [math.inf]
-    for capacity in (target.l1_bytes, target.l2_bytes, target.l3_bytes):
+    for capacity in (target.l1_bytes, target.l2_bytes, max(target.l3_bytes // RIM, target.l2_bytes), target.l3_bytes):
         beyond = traffic.beyond(float(capacity)) if capacity else brought[-1]  # a cache that is not there lets all pass
         brought.append(min(beyond, brought[-1]))  # and a larger one never brings more
     return Work(
         tasks=math.prod(a.steps for a in around), grain=max(c.number(phase.grain), 1.0), touched=traffic.touched,
-        near=brought[1] - brought[2], far=brought[2] - brought[3], memory=brought[3],
+        near=brought[1] - brought[2], far=brought[2] - brought[3], rim=brought[3] - brought[4], memory=brought[4],
         **{name: c.counts[name] for name in Work.COUNTS},
     )  # fmt: skip
 

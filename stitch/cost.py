@@ -41,13 +41,15 @@ GUESSED_HZ = 3e9
 @dataclass(frozen=True)
 class Work:
     """What one phase of a kernel does, all its tasks together. Counts are of vector instructions; bytes are those that
-    come from beyond the first cache: from the second (`near`), the third (`far`), and from `memory`."""
+    come from beyond the first cache: from the second (`near`), the third (`far`, or
+    `rim` if it is most of that away), and from `memory`."""
 
     tasks: float
     grain: float
     touched: float
     near: float
     far: float
+    rim: float
     memory: float
     fused: float = 0.0  # multiply-adds of contractions, in cycles
     tile_stores: float = 0.0  # vectors that leave a register tile
@@ -66,7 +68,7 @@ class Work:
         "fused", "tile_stores", "tiles", "simple", "dear", "scalars", "loads", "stores", "gathers", "turned", "loops",
         "folds",
     )  # fmt: skip
-    BYTES: ClassVar[tuple[str, ...]] = ("near", "far", "memory")
+    BYTES: ClassVar[tuple[str, ...]] = ("near", "far", "rim", "memory")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Rates:
         }  # fmt: skip
         return Rates(
             tuple(each[name] * cycle for name in Work.COUNTS),
-            (cycle / 48, cycle / 24, 1 / 15e9), 200 * cycle, 3e-6, 2.0,
+            (cycle / 48, cycle / 24, cycle / 12, 1 / 15e9), 200 * cycle, 3e-6, 2.0,
         )  # fmt: skip
 
     def compute(self, work: Work) -> float:
@@ -117,7 +119,7 @@ class Rates:
         workers = parallel(work, threads)
         if workers > 1:
             compute /= workers
-            own = _dot(self.bytes[:2], work, Work.BYTES[:2])
+            own = _dot(self.bytes[:-1], work, Work.BYTES[:-1])
             memory = own / workers + (memory - own) / min(workers, self.shared)
             extra += self.wake
         longer, shorter = max(compute, memory), min(compute, memory)
