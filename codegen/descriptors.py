@@ -51,7 +51,7 @@ DEAR = 5.0
 """Instructions from which a primitive counts as transcendental: it is a chain of them, which wait for each other."""
 
 RIM = 4
-"""What is within this part of the third cache is there for sure; others use it too, and it forgets sooner than it could."""
+"""What is within this part of the third cache is there for sure; others use it too, and it forgets sooner."""
 
 FAR = 1 << 20
 """Elements between two places that are looked up, so that they share nothing."""

@@ -116,7 +116,7 @@ def test_descriptors_of_any_graph_are_sane(name: str, n: int, target: targets.Ta
 
 
 def some_work(**given: float) -> Work:
-    return replace(Work(64, 1, 1e6, 1e5, 1e5, 1e5, simple=1e5, loads=1e4), **given)
+    return replace(Work(64, 1, 1e6, 1e5, 1e5, 1e5, 1e5, simple=1e5, loads=1e4), **given)
 
 
 @given(st.sampled_from([*Work.COUNTS, *Work.BYTES]), st.floats(1, 1e9), st.integers(1, 4))

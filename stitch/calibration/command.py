@@ -48,7 +48,9 @@ def describe(rates: Rates, target: Target) -> str:
     lines += [f"  {c * 1e9:8.3f} ns  {names.get(n, n)}" for n, c in zip(Work.COUNTS, rates.counts, strict=True)]
     lines += [
         f"  {1e-9 / c if c else float('inf'):8.1f} GB/s from {where}"
-        for where, c in zip(("the second cache", "the third", "memory"), rates.bytes, strict=True)
+        for where, c in zip(
+            ("the second cache", "the third", "the rest of the third", "memory"), rates.bytes, strict=True
+        )
     ]
     lines.append(f"  {rates.dispatch * 1e9:8.0f} ns  a phase, and {rates.wake * 1e9:.0f} more for a team")
     lines.append(f"  {rates.shared:8.2f}     times as fast memory serves all cores")
