@@ -1,7 +1,6 @@
 """What the phases of a loop program do, in numbers: the descriptors from which `stitch.cost` predicts their time.
 
     describe(program, sizes, target, near)        one `Work` for each phase
-    sequence(kernels, sizes, target, arena)       for kernels that run one after the other
 
 Numbers, not expressions: symbols have the values that `sizes` gives. Counted are executions of vector instructions by
 kind, as code generation will emit them: an expression runs as often as the innermost loop that it depends on, so what
@@ -13,11 +12,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from stitch import dims
 from stitch.access import Index, Variable
-from stitch.codegen.kernels import Lowered, buffers
+from stitch.codegen.kernels import buffers
 from stitch.codegen.loops import (
     Apply,
     Buffer,
@@ -42,9 +41,7 @@ from stitch.codegen.loops import (
 from stitch.codegen.traffic import Access, Around, Nest, Traffic
 from stitch.cost import Work
 from stitch.dims import Dim
-from stitch.graph import Value
 from stitch.ops.primitives import PRIMITIVES
-from stitch.stitching.schedule import Kernel
 from stitch.target import Target
 
 DEAR = 5.0
@@ -300,45 +297,3 @@ def _phase(phase: Phase, sizes: Mapping[str, int], target: Target, near: Mapping
         near=brought[1] - brought[2], far=brought[2] - brought[3], rim=brought[3] - brought[4], memory=brought[4],
         **{name: c.counts[name] for name in Work.COUNTS},
     )  # fmt: skip
-
-
-def sequence(
-    kernels: Sequence[tuple[Kernel, Lowered]], sizes: Mapping[str, int], target: Target, arena: float = math.inf,
-    results: Collection[Value] = (), reused: bool = False,
-) -> list[tuple[Work, ...]]:  # fmt: skip
-    """The work of kernels that run one after the other, again and again, so that each finds in the caches what is left
-    there. What they make lies in an arena of so many bytes, where dead values were, nearer than a value's last place;
-    but for the `results`, which are in memory of their own, the same each time if it is `reused`."""
-    known = {id(low): _named(low) for _, low in kernels}
-    made = {v for k, _ in kernels for v in k.writes()} - set(results)
-    arena = min(arena, sum(_bytes(v, sizes) for v in made))
-    clock, last = 0.0, dict[object, float]()
-    found: list[tuple[Work, ...]] = []
-    for again in (False, True):
-        written: set[object] = set()
-        for _, low in kernels:
-            near: dict[Buffer, float] = {}
-            for buffer, parameter in known[id(low)]:
-                distance = clock - last[parameter] if parameter in last else math.inf
-                if parameter in made and parameter not in written:
-                    distance = min(distance, arena)
-                elif parameter in results and parameter not in written and not reused:
-                    distance = math.inf
-                near[buffer] = distance
-            works = describe(low.program, sizes, target, near)
-            if again:
-                found.append(works)
-            most = sum(w.touched for w in works)  # of a table of words only some rows are
-            for buffer, parameter in known[id(low)]:
-                clock += min(float(dims.evaluate(buffer.size, sizes)) * buffer.dtype.itemsize, most)
-                last[parameter] = clock
-                written.add(parameter)
-    return found
-
-
-def _named(low: Lowered) -> list[tuple[Buffer, object]]:
-    return list(zip(low.program.buffers, low.parameters, strict=True))
-
-
-def _bytes(value: Value, sizes: Mapping[str, int]) -> float:
-    return float(dims.evaluate(value.bytes, sizes))

@@ -10,7 +10,6 @@ of the phase with all that its team waits for. The shortest of many runs counts:
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from stitch import compiler, dims
-from stitch.codegen import assemble, descriptors, machine
+from stitch import compiler
+from stitch.codegen import assemble, machine
 from stitch.codegen.kernels import Lowered
+from stitch.codegen.sequence import sequence
 from stitch.cost import Work
 from stitch.graph import Graph
 from stitch.plan import Artifact
@@ -105,8 +105,7 @@ class Probe:
 
     def describe(self, arrays: Sequence[Array], outputs: bool = False) -> list[tuple[Work, ...]]:
         """The work of each phase of each kernel, as `measure` with the same arguments finds it."""
-        sizes = self.sizes(arrays)
-        return works(self.stitched, self.lowered, self.artifact, sizes, self.target, reused=outputs)
+        return works(self.stitched, self.lowered, self.sizes(arrays), self.target, reused=outputs)
 
     def samples(self, arrays: Sequence[Array], seconds: float, outputs: bool = False) -> list[Sample]:
         """Both together."""
@@ -121,15 +120,12 @@ class Probe:
 
 
 def works(
-    stitched: Stitched, lowered: Mapping[str, Lowered], artifact: Artifact, sizes: Mapping[str, int], target: Target,
-    reused: bool = False,
-) -> list[tuple[Work, ...]]:  # fmt: skip
+    stitched: Stitched, lowered: Mapping[str, Lowered], sizes: Mapping[str, int], target: Target, reused: bool = False
+) -> list[tuple[Work, ...]]:
     """What each native kernel's phases do for these sizes, in a model that runs again and again. `reused`: results are
     written to the same memory each time."""
-    steps = json.loads(artifact.report["memory"])["steps"]
-    arena = sum(float(dims.evaluate(dims.parse(str(step["arena"])), sizes)) for step in steps)
-    kernels = [(k, lowered[k.name]) for k in stitched.kernels if k.name in lowered]
-    return descriptors.sequence(kernels, sizes, target, arena, stitched.graph.outputs, reused)
+    kernels = [lowered[k.name] for k in stitched.kernels if k.name in lowered]
+    return sequence(kernels, sizes, target, stitched.graph.outputs, reused)
 
 
 def family(kernel: Kernel) -> str:

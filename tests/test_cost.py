@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stitch import calibration, compiler, cost, dims, dtypes, fitting
+from stitch import calibration, compiler, cost, dims, dtypes, fitting, measure
 from stitch import target as targets
 from stitch.calibration import networks
-from stitch.codegen import assemble, descriptors
+from stitch.codegen import assemble
 from stitch.cost import Rates, Work
 from stitch.errors import ResourceError
 from stitch.graph import Builder, Graph
@@ -29,9 +29,7 @@ F32 = dtypes.FLOAT32
 def works(graph: Graph, sizes: dict[str, int], target: targets.Target = AVX512) -> list[Work]:
     stitched = compiler.cut(graph, target)
     lowered = assemble.lower(stitched, target)
-    kernels = [(k, lowered[k.name]) for k in stitched.kernels]
-    found = descriptors.sequence(kernels, sizes, target, results=stitched.graph.outputs, reused=True)
-    return [w for phases in found for w in phases]
+    return [w for phases in measure.works(stitched, lowered, sizes, target, reused=True) for w in phases]
 
 
 def elementwise(n: int, m: int) -> Graph:

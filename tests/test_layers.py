@@ -117,6 +117,7 @@ TABLE = """
     stitch.codegen.entry
     stitch.codegen.inplace
     stitch.codegen.arena
+    stitch.codegen.sequence
     stitch.codegen.assemble
     stitch.codegen.machine
 

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 SECONDS = 0.25
 """How long each network is run for each of its shapes."""
 
-SHORT = 2e-6
+SHORT = 5e-7
 """Phases that are shorter are not fitted to: reading the counter takes a good part of them."""
 
 ROUNDS = 60

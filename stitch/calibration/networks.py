@@ -177,6 +177,22 @@ def rows(kind: int) -> tuple[dict[str, Value], _Layers]:
     return {f"y{k}": y for k, y in enumerate(found)}, net
 
 
+def images(channels: int, size: int) -> Made:
+    """What is around the convolutions: norms over channels that are not last, shuffled channels, pools, a gate."""
+    net = _Layers(f"images {channels} {size}")
+    b = net.b
+    x = b.input("x", dtypes.FLOAT32, (N, channels, size, size))
+    tokens = b.transpose(b.reshape(x, (N, channels, size * size)), (0, 2, 1))
+    y = b.reshape(net.linear(net.norm(tokens), channels), (N, size, size, channels))
+    halves = b.transpose(b.reshape(net.relu(y), (N, size, size, 2, channels // 2)), (0, 1, 2, 4, 3))
+    y = net.convolution(b.reshape(halves, (N, size, size, channels)), channels, 3, 1, alone=True)
+    y = net.pool(net.convolution(y, channels), 3, 2)
+    y = net.pool(net.convolution(y, channels), 3, 1)
+    y = b.concat([net.convolution(y, 40), net.pool(y, 5, 1)], 3)
+    last = _number(y.shape[-1])
+    return b.transpose(net.norm(b.reshape(y, (N, size // 2 * (size // 2), last))), (0, 2, 1)), net
+
+
 def all_networks() -> Iterator[Network]:
     """One at a time, since their weights take memory."""
 
@@ -192,6 +208,8 @@ def all_networks() -> Iterator[Network]:
     yield made(residual((48, 96, 192), 160, 7), (1, 3, 160, 160), (2, 3, 160, 160))
     yield made(residual((64, 160, 320), 128, 3), (1, 3, 128, 128))
     yield made(residual((24, 80), 200, 5), (1, 3, 200, 200))
+    yield made(images(96, 48), (1, 96, 48, 48))
+    yield made(images(56, 80), (1, 56, 80, 80), (2, 56, 80, 80))
     yield made(mobile((16, 40, 96), 192, 3, False), (1, 3, 192, 192), (3, 3, 192, 192))
     yield made(mobile((20, 48, 112), 160, 5, True), (1, 3, 160, 160))
     yield made(mobile((32, 72), 256, 3, True), (1, 3, 256, 256))
