@@ -8,6 +8,10 @@
     │   ├── SymbolConflict       two axes that share a symbol have different lengths
     │   └── ConstraintViolated   the shapes break a condition that the compiled code relies on
     ├── KnobError (ValueError)   UnknownKnob, InvalidKnob
+    ├── DeviceError (ValueError) a device that is asked for, or a board that is described, makes no sense
+    │   ├── UnknownDevice  EmptyDevice  OverlappingDevices  UnavailableCpus
+    │   └── InvalidBoard         a board file with a field that is missing, unknown or wrong
+    ├── PlacementError           NoDevice, MemoryLimit: no placement does what is asked
     └── ResourceError            memory, threads, a device or a file could not be had
 
 A message is one or two plain sentences: what is wrong in the user's own names, then, after a semicolon, what
@@ -169,6 +173,84 @@ class InvalidKnob(KnobError):
         self.given = given
         self.expected = expected
         super().__init__(knob, f"knob {knob} is {given!r}, but must be {expected}")
+
+
+class DeviceError(StitchError, ValueError):
+    """Something is wrong with the device that is written `device`."""
+
+    def __init__(self, device: str, problem: str, advice: str = "") -> None:
+        self.device = device
+        super().__init__(problem, advice)
+
+
+class UnknownDevice(DeviceError):
+    def __init__(self, device: str, *, available: Iterable[str], reason: str = "") -> None:
+        self.available = tuple(available)
+        because = f": {reason}" if reason else ""
+        super().__init__(device, f"there is no device {device!r}{because}", f"there are {_list(self.available)}")
+
+
+class EmptyDevice(DeviceError):
+    """`available` is a list of CPUs as 0-3."""
+
+    def __init__(self, device: str, *, available: str) -> None:
+        self.available = available
+        problem = f"the device {device!r} has no CPU" if device else "a list of devices names none"
+        super().__init__(device, problem, f"name some of the CPUs {available}, as in 'cpu:{available}'")
+
+
+class OverlappingDevices(DeviceError):
+    def __init__(self, device: str, other: str, *, cpus: str, available: str) -> None:
+        self.other, self.cpus, self.available = other, cpus, available
+        problem = f"the devices {device!r} and {other!r} share the CPUs {cpus}"
+        super().__init__(device, problem, f"give each of the CPUs {available} to one device only")
+
+
+class UnavailableCpus(DeviceError):
+    """CPUs that this process may not use (`excluded`), or that do not exist."""
+
+    def __init__(self, device: str, *, cpus: str, available: str, excluded: bool) -> None:
+        self.cpus, self.available = cpus, available
+        why = "are outside of this process's affinity mask" if excluded else "do not exist"
+        advice = "; widen it with taskset, or in the container's settings" if excluded else ""
+        super().__init__(device, f"the CPUs {cpus} of the device {device!r} {why}", f"there are {available}{advice}")
+
+
+class InvalidBoard(DeviceError):
+    """`where` is a field of the file or description `device`, as clusters[0].cores."""
+
+    def __init__(self, device: str, where: str, problem: str, advice: str = "") -> None:
+        self.where = where
+        at = f"{where}: " if where else ""
+        super().__init__(device, f"the board {device!r} is wrong: {at}{problem}", advice)
+
+
+class PlacementError(StitchError):
+    """No placement does what is asked."""
+
+
+class NoDevice(PlacementError):
+    """`item` can run on none of the devices, or not where the rest of the placement would need it."""
+
+    def __init__(self, item: str, *, devices: Iterable[str]) -> None:
+        self.item = item
+        self.devices = tuple(devices)
+        super().__init__(
+            f"{item!r} can run on none of the devices {_list(self.devices)}",
+            "add a device that can, such as 'onnxruntime'",
+        )
+
+
+class MemoryLimit(PlacementError):
+    """The limits of memory are too small. `smallest`: bytes by device with which some placement fits, all limits
+    raised by the same factor; `exact`: no smaller factor would do."""
+
+    def __init__(self, *, limits: dict[str, float], smallest: dict[str, int], exact: bool) -> None:
+        self.limits, self.smallest, self.exact = dict(limits), dict(smallest), exact
+        given = ", ".join(f"{limit:.0f} for {name!r}" for name, limit in limits.items() if limit != float("inf"))
+        needed = ", ".join(f"{size} for {name!r}" for name, size in smallest.items())
+        known = "the smallest bytes that do are" if exact else "this is known to do:"
+        super().__init__(f"no placement fits into the bytes {given}", f"{known} {needed}")
 
 
 class ResourceError(StitchError):

@@ -58,6 +58,38 @@ MESSAGES: list[tuple[StitchError, str]] = [
         "knob debug is 'loud', but must be a whole number, 0 to 4",
     ),
     (
+        errors.UnknownDevice("gpu", available=["cpu", "cpu:0-1"], reason="did you mean 'cpu'?"),
+        "there is no device 'gpu': did you mean 'cpu'?; there are 'cpu', 'cpu:0-1'",
+    ),
+    (
+        errors.EmptyDevice("cpu:", available="0-3"),
+        "the device 'cpu:' has no CPU; name some of the CPUs 0-3, as in 'cpu:0-3'",
+    ),
+    (
+        errors.OverlappingDevices("cpu:0-1", "cpu:1", cpus="1", available="0-3"),
+        "the devices 'cpu:0-1' and 'cpu:1' share the CPUs 1; give each of the CPUs 0-3 to one device only",
+    ),
+    (
+        errors.UnavailableCpus("cpu:9", cpus="9", available="0-3", excluded=False),
+        "the CPUs 9 of the device 'cpu:9' do not exist; there are 0-3",
+    ),
+    (
+        errors.InvalidBoard("board.toml", "clusters[0].hertz", "it is missing", "say what was measured"),
+        "the board 'board.toml' is wrong: clusters[0].hertz: it is missing; say what was measured",
+    ),
+    (
+        errors.NoDevice("k3", devices=["cpu:0", "cpu:1"]),
+        "'k3' can run on none of the devices 'cpu:0', 'cpu:1'; add a device that can, such as 'onnxruntime'",
+    ),
+    (
+        errors.MemoryLimit(limits={"cpu:0": 50, "null": float("inf")}, smallest={"cpu:0": 107}, exact=True),
+        "no placement fits into the bytes 50 for 'cpu:0'; the smallest bytes that do are 107 for 'cpu:0'",
+    ),
+    (
+        errors.MemoryLimit(limits={"cpu:0": 50}, smallest={"cpu:0": 107}, exact=False),
+        "no placement fits into the bytes 50 for 'cpu:0'; this is known to do: 107 for 'cpu:0'",
+    ),
+    (
         errors.ResourceError("memory", "could not allocate 3 GiB for the arena", "use a smaller batch"),
         "could not allocate 3 GiB for the arena; use a smaller batch",
     ),

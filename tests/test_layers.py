@@ -25,7 +25,25 @@ TABLE = """
     stitch.knobs
     stitch.dtypes
     stitch.target
+<<<<<<< HEAD
     stitch.cost
+=======
+    stitch.topology
+    stitch.boardfile
+    stitch.detection
+    stitch.devices
+    stitch.placement
+    stitch.placement.problem
+    stitch.placement.throughput
+    stitch.placement.pipeit
+    stitch.placement.cut
+    stitch.placement.latency
+    stitch.placement.memory
+    stitch.placement.split
+    stitch.simulate
+    stitch.simulate.events
+    stitch.simulate.gantt
+>>>>>>> b7225b4 (Machines as data, placement algorithms, and a simulator of pipelines)
     stitch.plan
     stitch.peak
 
