@@ -42,9 +42,8 @@ _CACHE: _Fields = {
     "bandwidth": ("number", False, False),
 }  # fmt: skip
 _RATES: _Fields = {
-    "contraction": ("rate", True, True), "thin": ("rate", True, True), "elementwise": ("rate", True, True),
-    "bandwidth": ("rate", True, True), "kernel": ("number", True, False), "parallel": ("number", False, False),
-    "saturated": ("count", False, True),
+    "contraction": ("rate", True, True), "elementwise": ("rate", True, True), "bandwidth": ("rate", True, True),
+    "kernel": ("number", True, False), "parallel": ("number", False, False),
 }  # fmt: skip
 _LINK: _Fields = {
     "source": ("text", True, True), "destination": ("text", True, True), "latency": ("number", True, False),

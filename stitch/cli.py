@@ -5,6 +5,7 @@
     stitch run MODEL [--size batch=2 ...] [--runs 20]                   run on random inputs
     stitch show MODEL graph|schedule|loops                              what the compiler's stages make of it
     stitch calibrate [--show]                                           time this machine, for predictions
+    stitch simulate MODEL [--board kirin970] [--svg out.svg]            a pipeline on a board that is not here
     stitch operators                                                    which operators are supported
     stitch knobs                                                        the tuning switches
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from stitch import __version__, dims, knobs
 from stitch.errors import StitchError
+from stitch.simulate import command as simulate
 
 if TYPE_CHECKING:
     from stitch.api import CompiledModel
@@ -69,7 +71,11 @@ def _parser() -> argparse.ArgumentParser:
             continue
         command.add_argument("--no-cache", dest="cache", action="store_false", help="neither read nor fill the cache")
         command.set_defaults(command=function)
-    for command in (explain, run):
+    simulated = commands.add_parser("simulate", help="place a model on a described board, and simulate it")
+    simulated.add_argument("model", metavar="MODEL", help="path of an ONNX file")
+    simulate.add(simulated)
+    simulated.set_defaults(command=simulate.run)
+    for command in (explain, run, simulated):
         command.add_argument(
             "--size", action="append", default=[], type=_size, metavar="NAME=N", help="extent of a symbolic dim"
         )

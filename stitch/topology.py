@@ -17,10 +17,6 @@ from functools import cached_property
 
 BIG, LITTLE = "big", "little"
 
-KINDS = ("contraction", "thin", "elementwise")
-"""What arithmetic is: matmuls and convolutions; contractions without columns, as depthwise ones; and all the rest."""
-
-
 @dataclass(frozen=True)
 class Cache:
     """`bytes` of one cache of a level, `shared` by so many cores; `bandwidth` of one core in bytes/s, 0: not known."""
@@ -33,22 +29,17 @@ class Cache:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a whole cluster was measured to do: flop/s by kind of arithmetic, bytes/s, and seconds for each kernel.
+    """What a whole cluster was measured to do: flop/s in contractions, operations/s in everything else (depthwise
+    convolutions too), bytes/s, and seconds for each kernel.
 
-    `parallel` is the share of a kernel's arithmetic that more cores make faster (Amdahl), and `saturated` the number
-    of cores whose loads use up `bandwidth`. A rate may be infinite: the measurements did not show that it matters."""
+    `parallel` is the share of the arithmetic, and of a kernel's own time, that more cores make faster (Amdahl). A rate
+    may be infinite: the measurements did not show that it matters."""
 
     contraction: float
-    thin: float
     elementwise: float
     bandwidth: float
     kernel: float
     parallel: float = 1.0
-    saturated: int = 1
-
-    def arithmetic(self, kind: str) -> float:
-        """flop/s of the whole cluster for one of KINDS."""
-        return {"contraction": self.contraction, "thin": self.thin, "elementwise": self.elementwise}[kind]
 
 
 @dataclass(frozen=True)

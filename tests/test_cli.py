@@ -53,6 +53,20 @@ def test_run(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[3].endswith("the median of 2")
 
 
+def test_simulate(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "out.svg"
+    assert cli.main(["simulate", model, "--size", "seq=7", "--inputs", "20", "--svg", str(picture)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert " kernels on HiSilicon Kirin 970" in lines[0]
+    assert lines[1].split()[0] == "4xa73"
+    assert any(line.endswith("the slowest") for line in lines)
+    assert lines[-1] == f"picture: {picture}"
+    assert picture.read_text().startswith("<svg ")
+    for board in ("raspberry_pi5", "x86_hybrid"):
+        assert cli.main(["simulate", model, "--board", board, "--objective", "latency"]) == 0
+        assert "(no placement takes less)" in capsys.readouterr().out
+
+
 def test_show(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     for stage, begin in (("graph", "graph block\n"), ("schedule", "kernel k0: "), ("loops", "k0:\nprogram kernel(")):
         assert cli.main(["show", model, stage, "--target", "avx2"]) == 0
@@ -79,6 +93,9 @@ def test_knobs(capsys: pytest.CaptureFixture[str]) -> None:
         (["explain", "MODEL", "--size", "sequence=3"], "no symbol 'sequence'; its symbols are 'batch', 'seq'"),
         (["explain", "MODEL", "--kernel", "k99"], "no kernel 'k99'"),
         (["run", "MODEL", "--size", "sequence=3"], "no symbol 'sequence'"),
+        (["simulate", "MODEL", "--size", "sequence=3"], "no symbol 'sequence'; its symbols are batch, seq"),
+        (["simulate", "MODEL", "--board", "kirin"], "there is no device 'kirin'"),
+        (["simulate", "MODEL", "--board", "nowhere.toml"], "nowhere.toml"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -102,6 +119,8 @@ def test_what_is_wrong_is_one_line(
         ([], "required: COMMAND"),
         (["run", "m", "--size", "batch"], "'batch' is not like batch=2"),
         (["compile", "m", "--target", "nothing"], "there is no target 'nothing'"),
+        (["simulate", "m", "--queue", "0"], "'0' is not a number above zero"),
+        (["simulate", "m", "--jitter", "much"], "'much' is not a number from 0 to 10"),
     ],
 )
 def test_wrong_usage(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,8 @@ TABLE = """
     stitch.stitching.chains
     stitch.stitching.clusters
     stitch.stitching.stitch
+    stitch.simulate.work
+    stitch.simulate.model
 
     stitch.codegen
     stitch.codegen.loops
@@ -161,6 +163,7 @@ TABLE = """
     stitch.calibration.command
     stitch.api
     stitch.backend
+    stitch.simulate.command
     stitch.cli
     stitch.__main__
 """

@@ -1,0 +1,73 @@
+"""A stitched model on a board, as a placement problem: an item for each kernel, a device for each cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from stitch import dims
+from stitch.graph import Value as Tensor
+from stitch.ops.primitives import PRIMITIVES
+from stitch.placement.problem import INPUT, Device, Item, Link, Problem, Value
+from stitch.simulate.work import Work, rates_of, seconds, work_of
+from stitch.stitching.schedule import Kernel, Stitched
+from stitch.topology import Board, Cluster
+
+Clock = Callable[[Work, Cluster, int], float]
+"""Seconds of a work on so many cores of a cluster."""
+
+
+def by_rates(work: Work, cluster: Cluster, cores: int) -> float:
+    return seconds(work, rates_of(cluster), cores, len(cluster.cores))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """`work` by kernel, and the problem with an item for each kernel, in their order."""
+
+    problem: Problem
+    work: tuple[Work, ...]
+
+
+def problem_of(stitched: Stitched, board: Board, sizes: Mapping[str, int], clock: Clock = by_rates) -> Loaded:
+    """The problem of placing a model's kernels on a board's clusters, at these sizes of all symbols."""
+    constants = {n.output for n in stitched.graph.nodes if PRIMITIVES[n.prim].kind == "source"}
+    work = tuple(work_of(k, sizes, constants) for k in stitched.kernels)
+    items = tuple(
+        Item(
+            k.name, tuple(tuple(clock(w, c, n) for n in range(1, len(c.cores) + 1)) for c in board.clusters), w.weights
+        )
+        for k, w in zip(stitched.kernels, work, strict=True)
+    )
+    devices = tuple(Device(c.name, len(c.cores)) for c in board.clusters)
+    return Loaded(Problem(items, devices, _values(stitched, sizes, constants), links_of(board)), work)
+
+
+def links_of(board: Board) -> tuple[tuple[Link, ...], ...]:
+    """By source and destination; the diagonal is between two sets of cores of one cluster."""
+    names = [c.name for c in board.clusters]
+    return tuple(tuple(Link(link.latency, link.bandwidth) for b in names for link in [board.link(a, b)]) for a in names)
+
+
+def _values(stitched: Stitched, sizes: Mapping[str, int], constants: set[Tensor]) -> tuple[Value, ...]:
+    made: dict[Tensor, int] = dict.fromkeys(stitched.graph.inputs, INPUT)
+    users: dict[Tensor, list[int]] = {}
+    for k, kernel in enumerate(stitched.kernels):
+        for v in kernel.writes():
+            made[v] = k  # of a concat in pieces, the last
+    for k, kernel in enumerate(stitched.kernels):
+        _note(kernel, k, users, constants)
+    outputs = set(stitched.graph.outputs)
+    return tuple(
+        Value(
+            v.name, k, tuple(dict.fromkeys(u for u in users.get(v, ()) if u > k)),
+            max(0, dims.evaluate(v.bytes, sizes)), v in outputs,
+        )
+        for v, k in made.items()
+    )  # fmt: skip
+
+
+def _note(kernel: Kernel, k: int, users: dict[Tensor, list[int]], constants: set[Tensor]) -> None:
+    for v in kernel.reads():
+        if v not in constants:
+            users.setdefault(v, []).append(k)
