@@ -94,7 +94,7 @@ def fit(found: Sequence[Network]) -> None:
 
 def throughputs(problems: Sequence[tuple[str, Problem]], board: Board) -> None:
     print("\nImages/s on the Kirin 970 as calibrated; in brackets what was published for the cluster.\n")
-    print("| network | kernels | 4xA53 | 4xA73 | exact | gain | Pipe-it's heuristic | of the optimum | bound |")
+    print("| network | kernels | 4xA53 | 4xA73 | exact | gain | Pipe-it's heuristic | of the optimum | sum of both |")
     print("|---|---|---|---|---|---|---|---|---|")
     gains, shares = [], []
     for name, problem in problems:
@@ -104,14 +104,17 @@ def throughputs(problems: Sequence[tuple[str, Problem]], board: Board) -> None:
         gains.append(gain)
         shares.append(share)
         low, high = PUBLISHED[name]
-        bound = 1 / a53 + 1 / a73
+        both = 1 / a53 + 1 / a73
         print(
             f"| {name} | {len(problem.items)} | {1 / a53:.1f} ({low}) | {1 / a73:.1f} ({high}) "
             f"| {1 / best.bottleneck:.1f}, {len(best.stages)} stages | {100 * (gain - 1):+.0f} % "
-            f"| {1 / other.bottleneck:.1f}, {len(other.stages)} stages | {100 * share:.1f} % | {bound:.1f} |"
+            f"| {1 / other.bottleneck:.1f}, {len(other.stages)} stages | {100 * share:.1f} % | {both:.1f} |"
         )
     print(f"| mean | | | | | {100 * (np.mean(gains) - 1):+.0f} % | | {100 * np.mean(shares):.1f} % | |")
-    print("\nThe gain follows from the calibration and proves nothing: both clusters together are the bound.")
+    print(
+        "\nThe gain over 4xA73 follows from the calibration and proves nothing about it. It may exceed the sum of both"
+    )
+    print("clusters, since each gets the kernels that the fit says it is better at.")
 
 
 # ------------------------------------------------------------------ wrong predictions

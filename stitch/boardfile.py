@@ -43,7 +43,7 @@ _CACHE: _Fields = {
 }  # fmt: skip
 _RATES: _Fields = {
     "contraction": ("rate", True, True), "elementwise": ("rate", True, True), "bandwidth": ("rate", True, True),
-    "kernel": ("number", True, False), "parallel": ("number", False, False),
+    "kernel": ("number", True, False), "cores": ("count", True, True), "parallel": ("number", False, False),
 }  # fmt: skip
 _LINK: _Fields = {
     "source": ("text", True, True), "destination": ("text", True, True), "latency": ("number", True, False),

@@ -17,6 +17,7 @@ from functools import cached_property
 
 BIG, LITTLE = "big", "little"
 
+
 @dataclass(frozen=True)
 class Cache:
     """`bytes` of one cache of a level, `shared` by so many cores; `bandwidth` of one core in bytes/s, 0: not known."""
@@ -29,8 +30,8 @@ class Cache:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a whole cluster was measured to do: flop/s in contractions, operations/s in everything else (depthwise
-    convolutions too), bytes/s, and seconds for each kernel.
+    """What so many `cores` of a cluster were measured to do together: flop/s in contractions, operations/s in all the
+    rest (depthwise convolutions too), bytes/s, and seconds for each kernel.
 
     `parallel` is the share of the arithmetic, and of a kernel's own time, that more cores make faster (Amdahl). A rate
     may be infinite: the measurements did not show that it matters."""
@@ -39,6 +40,7 @@ class Rates:
     elementwise: float
     bandwidth: float
     kernel: float
+    cores: int
     parallel: float = 1.0
 
 
@@ -122,10 +124,11 @@ class Board:
 
     def link(self, source: str, destination: str) -> Link:
         """What handing over costs between two clusters, or two sets of cores in one; the names are the clusters'."""
-        for link in self.links:
-            if {link.source, link.destination} == {source, destination}:
-                return link
-        return next((link for link in self.links if link.source == link.destination == "*"), SHARED)
+        for ends in ({source, destination}, {source, "*"}, {destination, "*"}, {"*"}):
+            for link in self.links:
+                if {link.source, link.destination} == ends:
+                    return link
+        return SHARED
 
     def __str__(self) -> str:
         """Its TOML text, from which `boardfile.parse` makes an equal board."""
@@ -148,7 +151,7 @@ def _settings(record: Board | Cluster | Rates | Cache | Link) -> list[str]:
         if value == field.default or field.name in ("clusters", "links", "caches", "rates"):
             continue
         match field.name:
-            case "cores":
+            case "cores" if isinstance(value, tuple):
                 text = json.dumps([render_cpus(core) for core in value])
             case "excluded":
                 text = json.dumps(render_cpus(value))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stitch import boardfile, detection, devices, target
 from stitch.errors import EmptyDevice, InvalidBoard, OverlappingDevices, UnavailableCpus, UnknownDevice
-from stitch.topology import Board, Cache, Cluster, Link, Rates, parse_cpus, render_cpus
+from stitch.topology import SHARED, Board, Cache, Cluster, Link, Rates, parse_cpus, render_cpus
 
 NEON = target.NAMES["neon"]
 
@@ -239,7 +239,7 @@ def test_which_boards_there_are() -> None:
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 numbers = st.floats(0, 1e15, allow_nan=False)
 rates = st.one_of(st.floats(1e-3, 1e15), st.just(float("inf")))
-measured = st.builds(Rates, rates, rates, rates, numbers, st.floats(0, 1))
+measured = st.builds(Rates, rates, rates, rates, numbers, st.integers(1, 9), st.floats(0, 1))
 
 
 @settings(max_examples=40)
@@ -301,7 +301,7 @@ def test_wrong_files(tmp_path: Path, old: str, new: str, complaint: str) -> None
 
 def test_wrong_rates(tmp_path: Path) -> None:
     kirin = boardfile.load("raspberry_pi5")
-    wrong = replace(kirin.clusters[0], rates=Rates(1, 1, 1, 0, parallel=1.5))
+    wrong = replace(kirin.clusters[0], rates=Rates(1, 1, 1, 0, 4, parallel=1.5))
     with pytest.raises(InvalidBoard, match=r"rates.parallel: it is a share"):
         boardfile.parse(str(replace(kirin, clusters=(wrong,))))
 
@@ -320,6 +320,18 @@ def test_links_between_clusters() -> None:
     assert kirin.link("a53", "a73") is kirin.link("a73", "a53")
     assert kirin.link("a73", "a73").source == "*"
     assert kirin.link("a73", "a53").seconds(4e9) == pytest.approx(1 + 20e-6)
+    near = replace(kirin, links=(*kirin.links, Link("*", "a53", 0.0, 1.0)))
+    assert near.link("a53", "a53").bandwidth == 1.0
+    assert near.link("a73", "a53").bandwidth == 4e9
+    assert replace(kirin, links=()).link("a73", "a53") == SHARED
+
+
+def test_a_part_of_a_cluster_keeps_its_rates() -> None:
+    whole = boardfile.load("kirin970").clusters[0]
+    part = whole.only({4, 5})
+    assert part is not None
+    assert (part.cpus, part.rates) == ((4, 5), whole.rates)
+    assert whole.only({0}) is None
 
 
 def test_boards_are_installed() -> None:

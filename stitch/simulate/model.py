@@ -1,8 +1,9 @@
-"""A stitched model on a board, as a placement problem: an item for each kernel, a device for each cluster."""
+"""A stitched model as a placement problem: an item for each kernel, a device for each cluster of a board, or for each
+set of cores that is given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stitch import dims
@@ -18,7 +19,7 @@ Clock = Callable[[Work, Cluster, int], float]
 
 
 def by_rates(work: Work, cluster: Cluster, cores: int) -> float:
-    return seconds(work, rates_of(cluster), cores, len(cluster.cores))
+    return seconds(work, rates_of(cluster), cores)
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,29 @@ class Loaded:
     work: tuple[Work, ...]
 
 
-def problem_of(stitched: Stitched, board: Board, sizes: Mapping[str, int], clock: Clock = by_rates) -> Loaded:
-    """The problem of placing a model's kernels on a board's clusters, at these sizes of all symbols."""
+def problem_of(
+    stitched: Stitched,
+    board: Board,
+    sizes: Mapping[str, int],
+    clock: Clock = by_rates,
+    sets: Sequence[Cluster] | None = None,
+) -> Loaded:
+    """The problem of placing a model's kernels, at these sizes of all symbols. `sets`: clusters, or parts of them, in
+    the order of the problem's devices; None: all of the board."""
+    clusters = board.clusters if sets is None else sets
     constants = {n.output for n in stitched.graph.nodes if PRIMITIVES[n.prim].kind == "source"}
     work = tuple(work_of(k, sizes, constants) for k in stitched.kernels)
     items = tuple(
-        Item(
-            k.name, tuple(tuple(clock(w, c, n) for n in range(1, len(c.cores) + 1)) for c in board.clusters), w.weights
-        )
+        Item(k.name, tuple(tuple(clock(w, c, n) for n in range(1, len(c.cores) + 1)) for c in clusters), w.weights)
         for k, w in zip(stitched.kernels, work, strict=True)
     )
-    devices = tuple(Device(c.name, len(c.cores)) for c in board.clusters)
-    return Loaded(Problem(items, devices, _values(stitched, sizes, constants), links_of(board)), work)
+    devices = tuple(Device(c.name, len(c.cores)) for c in clusters)
+    return Loaded(Problem(items, devices, _values(stitched, sizes, constants), links_of(board, clusters)), work)
 
 
-def links_of(board: Board) -> tuple[tuple[Link, ...], ...]:
+def links_of(board: Board, clusters: Sequence[Cluster]) -> tuple[tuple[Link, ...], ...]:
     """By source and destination; the diagonal is between two sets of cores of one cluster."""
-    names = [c.name for c in board.clusters]
+    names = [c.name for c in clusters]
     return tuple(tuple(Link(link.latency, link.bandwidth) for b in names for link in [board.link(a, b)]) for a in names)
 
 

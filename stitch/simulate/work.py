@@ -103,11 +103,12 @@ def rates_of(cluster: Cluster) -> Rates:
     arithmetic = {kind: peak * share for kind, share in REACHED.items()}
     # An elementwise operation is one, a multiply-add two.
     arithmetic["elementwise"] /= 2
-    return Rates(**arithmetic, bandwidth=cluster.bandwidth, kernel=KERNEL, parallel=PARALLEL)
+    return Rates(**arithmetic, bandwidth=cluster.bandwidth, kernel=KERNEL, cores=len(cluster.cores), parallel=PARALLEL)
 
 
-def seconds(work: Work, rates: Rates, cores: int, of: int) -> float:
-    """On `cores` of the `of` cores of a cluster with these rates."""
+def seconds(work: Work, rates: Rates, cores: int) -> float:
+    """On so many cores of a cluster with these rates."""
+    of = rates.cores
     slower = (1 - rates.parallel + rates.parallel / cores) / (1 - rates.parallel + rates.parallel / of)
     arithmetic = work.contraction / rates.contraction + work.elementwise / rates.elementwise
     own = (arithmetic + rates.kernel * work.kernels) * slower
