@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from stitch.errors import NoDevice, PlacementError
 from stitch.placement import latency, pipeit, throughput
@@ -23,7 +24,7 @@ from stitch.placement.problem import (
     assignment_seconds,
     stage_seconds,
 )
-from tests.placements import best_bottleneck, best_seconds, problems
+from tests.placements import best_bottleneck, best_seconds, pipelines, problems
 
 
 def line(times: list[list[float]], cores: list[int], size: int = 0, link: Link | None = None) -> Problem:
@@ -81,6 +82,28 @@ def test_pipeit_is_never_better_than_the_optimum(problem: Problem) -> None:
         assert math.isinf(heuristic.bottleneck)
         return
     assert heuristic.bottleneck >= best * (1 - 1e-12)
+
+
+@given(problems(items=5, devices=(1, 2), cores=2), st.sampled_from((0.0, 0.1, 0.5)))
+def test_the_fewest_stages_within_a_slack(problem: Problem, slack: float) -> None:
+    best = best_bottleneck(problem)
+    assume(math.isfinite(best))
+    found = throughput.place(problem, slack)
+    check(problem, found.stages)
+    assert found.bottleneck <= best * (1 + slack) * (1 + 1e-12) + 1e-12
+    assert found.exact == (found.bottleneck <= best * (1 + 1e-12))
+    fitting = [p for p in pipelines(problem) if max(stage_seconds(problem, p)) <= best * (1 + slack) * (1 - 1e-12)]
+    assert not fitting or len(found.stages) <= min(map(len, fitting))
+
+
+def test_slack_saves_stages() -> None:
+    problem = line([[1.0] * 3] * 3, [1, 1, 1])
+    for slack, stages in ((0.0, 3), (0.9, 3), (1.0, 2), (2.0, 1)):
+        found = throughput.place(problem, slack)
+        assert len(found.stages) == stages
+        assert found.exact == (slack < 1)
+    with pytest.raises(ValueError, match="slack"):
+        throughput.place(problem, slack=-0.1)
 
 
 def test_two_equal_cores_halve_equal_items() -> None:

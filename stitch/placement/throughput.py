@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -32,11 +32,17 @@ Used = tuple[int, ...]
 Reach = dict[tuple[Used, int, int], np.ndarray[Any, np.dtype[np.bool_]]]
 START = -1  # for the device before the first stage
 END = -1  # and behind the last
+ROUNDING = 1e-12
 ROUNDS = 200  # of bisection: each halves the interval, so that floats run out of numbers between long before
 
 
-def place(problem: Problem) -> Pipeline:
-    """The pipeline with the highest throughput; among equal ones, one of the fewest cores. Raises PlacementError."""
+def place(problem: Problem, slack: float = 0.0) -> Pipeline:
+    """The pipeline with the highest throughput; or, of those whose bottleneck is at most 1 + `slack` times as long as
+    that one's, a pipeline of the fewest stages: in long stages, errors of predicted times average out.
+
+    Raises PlacementError."""
+    if not slack >= 0:
+        raise ValueError("slack must not be below zero")
     if not problem.items:
         return Pipeline((), (), True)
     for item in problem.items:
@@ -60,7 +66,11 @@ def place(problem: Problem) -> Pipeline:
         if max(seconds) >= high:  # the same pipeline again, its time summed in another order
             break
         high = max(seconds)
-    return Pipeline(best, seconds, True)
+    least = max(seconds)
+    fewest = search.fewest(least * (1 + slack))
+    if fewest is not None:  # without slack there may be none, for a sum that rounds otherwise
+        best, seconds = fewest, stage_seconds(problem, fewest)
+    return Pipeline(best, seconds, max(seconds) <= least * (1 + ROUNDING))
 
 
 @dataclass(frozen=True)
@@ -105,24 +115,39 @@ class _Search:
 
     def within(self, limit: float) -> tuple[Stage, ...] | None:
         """Stages that take at most `limit` each, or None if there are none."""
-        reach: Reach = {}
+        reach = self.begin()
+        for used in self.uses():
+            if sum(used) and any((used, d, END) in reach for d in self.devices):
+                return self.backwards([reach] * (sum(used) + 1), used, limit)
+            for e in self.devices:
+                self.spread(reach, reach, used, e, limit)
+        return None
+
+    def fewest(self, limit: float) -> tuple[Stage, ...] | None:
+        """The same with as few stages as can be: one `reach` for each number of stages."""
+        layers = [self.begin()]
+        while layers[-1]:
+            following: Reach = {}
+            for used, e in dict.fromkeys((used, e) for used, _, e in layers[-1] if e != END):
+                self.spread(layers[-1], following, used, e, limit)
+            layers.append(following)
+            ends = [used for used, _, e in following if e == END]
+            if ends:
+                return self.backwards(layers, min(ends, key=lambda used: (sum(used), used)), limit)
+        return None
+
+    def begin(self) -> Reach:
         nothing = tuple(0 for _ in self.cores)
         begin = np.zeros(self.count + 1, np.bool_)
         begin[0] = True
-        for e in self.devices:
-            reach[nothing, START, e] = begin
-        for used in self.uses():
-            if sum(used) and any((used, d, END) in reach for d in self.devices):
-                return self.backwards(reach, used, limit)
-            for e in self.devices:
-                if used[e] == self.cores[e]:
-                    continue
-                entry = self.entry(reach, used, e)
-                if entry is None:
-                    continue
-                for k in range(1, self.cores[e] - used[e] + 1):
-                    self.extend(reach, used, e, k, entry, limit)
-        return None
+        return {(nothing, START, e): begin for e in self.devices}
+
+    def spread(self, reach: Reach, following: Reach, used: Used, e: int, limit: float) -> None:
+        """Adds to `following` where stages on e, of any number of cores, end that begin where `reach` says."""
+        entry = self.entry(reach, used, e) if used[e] < self.cores[e] else None
+        if entry is not None:
+            for k in range(1, self.cores[e] - used[e] + 1):
+                self.extend(following, used, e, k, entry, limit)
 
     def entry(self, reach: Reach, used: Used, e: int) -> Array | None:
         """For each j the least seconds of transfer into a stage on e that begins there; None if none can."""
@@ -162,12 +187,14 @@ class _Search:
     def behind(self, cost: _Costs, ahead: Array, at: int | slice) -> Array:
         return ahead + self.range * cost.barred[at] if cost.blocked else ahead
 
-    def backwards(self, reach: Reach, used: Used, limit: float) -> tuple[Stage, ...]:
-        """The stages of a pipeline that `reach` says is there, found from its end."""
+    def backwards(self, layers: Sequence[Reach], used: Used, limit: float) -> tuple[Stage, ...]:
+        """The stages of a pipeline that the last of `layers` says is there, found from its end; each begins where the
+        layer before says."""
         stages: list[Stage] = []
-        d = next(d for d in self.devices if (used, d, END) in reach)
+        d = next(d for d in self.devices if (used, d, END) in layers[-1])
         at, following = self.count, END
         while at > 0:
+            reach = layers[-2 - len(stages)]
             begin, cores, before = next(self.before(reach, used, d, at, following, limit))
             stages.append(Stage(d, cores, begin, at))
             used = tuple(n - cores if e == d else n for e, n in enumerate(used))
