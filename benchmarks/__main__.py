@@ -25,6 +25,8 @@ Speed, each a command of its own; --record writes its table into benchmarks/RESU
       what a call and a further kernel cost; that a run keeps no memory
   python -m benchmarks.profile NAME|PATH [--threads N] [--top K] [--peer]
       where a model's time goes, kernel by kernel, with loop programs; --peer: onnxruntime's profile
+  python -m benchmarks.placement [--fit | --scale] [--seeds N]
+      pipelines on a simulated Kirin 970, exact and by Pipe-it's heuristic, also with wrong predictions
   python -m benchmarks.contract
       the multiply-add micro-kernels beside the processor's limit
   python -m benchmarks.demo [MODEL]
