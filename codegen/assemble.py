@@ -121,7 +121,7 @@ class _Assembly:
         self.steps = self._split()
         self.symbols = self._symbols()
         self.order = {s: k for k, s in enumerate(self.symbols)}
-        self.guards = (*self.graph.guards, *_extents(self.graph))
+        self.guards = (*self.graph.guards, *self.graph.extents())
         self.memories: list[dict[str, Any]] = []  # of native steps, for the report
 
     # -------------------------------------------------- steps and slots
@@ -374,19 +374,6 @@ def _unsupported(kernel: Kernel, problem: str) -> UnsupportedOperator:
     o = next((n.origin for n in reversed(kernel.nodes) if n.origin.operator), Origin(operator=kernel.name))
     advice = f"there is no machine code for {problem}, which it or a node stitched to it needs; cast to another type"
     return UnsupportedOperator(o.operator, node=o.node, domain=o.domain, opset=o.opset, advice=advice)
-
-
-def _extents(graph: Graph) -> list[Guard]:
-    """Guards that no extent is negative, where that is not certain: a window may be larger than what it slides over."""
-    found: dict[Dim, Guard] = {}
-    for n in graph.nodes:
-        for d in (d for v in n.outputs for d in v.shape):
-            if isinstance(d, int) or d in found:
-                continue
-            low = dims.bounds(d)[0]
-            if low is None or low < 0:
-                found[d] = Guard(dims.dim_min(d, 0), 0, f"{n.origin.operator or n.prim} {n.origin.node!r}")
-    return [g for g in found.values() if g.left != 0]
 
 
 def _names(d: Dim) -> frozenset[str]:

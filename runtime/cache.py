@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
+import secrets
 import stat
 import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from stitch.bundle import Bundle, joined, wires
 from stitch.plan import Artifact, BadFile, load, replacing, save
 
 _ABANDONED_S = 3600.0  # a temporary file this old belongs to nobody
@@ -56,6 +59,24 @@ class Cache:
             return False
         self._evict(path)
         return path.exists()
+
+    def load_bundle(self, key: str) -> Bundle | None:
+        """A model in parts, stored under `key`."""
+        text = self.load_bytes(f"{key}-parts")
+        try:
+            names, wires = json.loads(text) if text is not None else ([], "")
+            parts = [self.load(name) for name in names]
+            return joined(wires, [p for p in parts if p is not None]) if parts else None
+        except (ValueError, KeyError, TypeError):
+            return None  # a part is gone, or it is no bundle
+
+    def store_bundle(self, key: str, bundle: Bundle) -> bool:
+        """Keep a model in parts. Each has a file of its own, under a name that is new, so that a bundle that is found
+        has the parts that it was stored with."""
+        fresh = secrets.token_hex(8)
+        names = [f"{hashlib.sha256(key.encode()).hexdigest()[:32]}-{fresh}-{k}" for k in range(len(bundle.parts))]
+        stored = all(self.store(name, part) for name, part in zip(names, bundle.parts, strict=True))
+        return stored and self.store_bytes(f"{key}-parts", json.dumps([names, wires(bundle)]).encode())
 
     def load_bytes(self, key: str) -> bytes | None:
         """The same for a piece of code by itself."""

@@ -116,6 +116,22 @@ def team(size: int) -> threads.Team | None:
     return _teams[size]
 
 
+def own_team(size: int) -> threads.Team | None:
+    """A team that nobody else uses, until it is given back. Its workers run where the thread may that first shares out
+    work to it. None for 1."""
+    if size <= 1:
+        return None
+    idle = _idle.setdefault(size, [])
+    return idle.pop() if idle else threads.Team(size, support())
+
+
+def give_back(team: threads.Team) -> None:
+    """End the workers of an own team, through which no run may be going on."""
+    team.stop()
+    if team.restart():
+        _idle[team.size].append(team)
+
+
 def reads_arrays() -> bool:
     """Whether `calls` finds what it expects in lists and arrays here."""
     global _reads
@@ -173,6 +189,7 @@ def _jit() -> Any:
 _lljit: Any = None
 _support: Mapping[str, int] | None = None
 _teams: dict[int, threads.Team] = {}
+_idle: dict[int, list[threads.Team]] = {}  # own teams that were given back; memory of a team is never freed
 _reads: bool | None = None
 _numbers = count()
 _lock = threading.Lock()

@@ -31,7 +31,7 @@ from stitch.runtime.binding import Bound, bind_steps, check_memory
 from stitch.runtime.device import HOST, Run
 from stitch.runtime.memory import Arena, Pool, address_of, aligned_copy, bytes_of, new_array
 from stitch.runtime.planning import Plan, Planner, Shape, Sizes
-from stitch.runtime.threads import available_cores
+from stitch.runtime.threads import Team, available_cores
 
 MOST_PLANS = 256  # combinations of shapes that are remembered
 
@@ -64,13 +64,15 @@ class Frame:
 
 class Executable:
     """`threads`: size of the thread team, the knob's or all cores by default. `functions`: those of host steps.
+    `team`: one of that size that is not shared with all others of the process.
 
     Runs may overlap in time, in any number of threads. A caller must not change the lists or arrays meanwhile.
     """
 
     def __init__(
-        self, artifact: Artifact, threads: int | None = None, functions: Mapping[str, host.Function] | None = None
-    ) -> None:
+        self, artifact: Artifact, threads: int | None = None, functions: Mapping[str, host.Function] | None = None,
+        team: Team | None = None,
+    ) -> None:  # fmt: skip
         self.artifact = artifact
         self.threads = threads or knobs.current().threads or available_cores()
         native = [step for step in artifact.steps if isinstance(step, NativeStep)]
@@ -83,7 +85,8 @@ class Executable:
         self._plans: dict[tuple[Shape, ...], Plan] = {}
         self._frames = Pool(self._frame)
         self._run = _Run(self._support["stitch_run"])
-        self._planner = Planner(artifact, self._dtypes, self._library, cpu.team(self.threads), self.threads)
+        team = team or cpu.team(self.threads)
+        self._planner = Planner(artifact, self._dtypes, self._library, team, self.threads)
         self._direct = self._planner.single and cpu.reads_arrays()
 
     def run(self, arrays: list[np.ndarray], outputs: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:

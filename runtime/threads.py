@@ -552,6 +552,13 @@ class Team:
         while self._stop(self.address) > 0 and time.monotonic() < deadline:
             time.sleep(0.0002)
 
+    def restart(self) -> bool:
+        """After `stop`: as it was when it was made. False, and no change, if workers are still there."""
+        if self.workers:
+            return False
+        self._reset()
+        return True
+
 
 def available_cores(root: Path = Path("/")) -> int:
     """How many threads may run at once: the processors this process may use, cut to its cgroup's quota.

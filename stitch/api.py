@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from time import time_ns
@@ -18,16 +18,20 @@ import numpy as np
 
 from stitch import __version__, knobs
 from stitch import target as targets
-from stitch.errors import InvalidModel, MissingInput, UnknownInput
-from stitch.plan import Artifact, Port
+from stitch.model import RunnableModel, Tensor
+from stitch.pipelined import unchanged
+from stitch.plan import Artifact
 from stitch.runtime import cpu
 from stitch.runtime.binding import Bound
 from stitch.runtime.cache import Cache
 from stitch.runtime.executable import Executable
+from stitch.runtime.pipeline import Pipeline, single
 
 if TYPE_CHECKING:
     from stitch.explain import Explanation
     from stitch.source import Model
+
+__all__ = ["CompiledModel", "Shapes", "Tensor", "optimize"]
 
 Shapes = Mapping[str, Sequence["int | str | None"]]
 
@@ -60,7 +64,7 @@ def optimize(
     except OSError:
         key = ""  # no such file, say: the importer tells
     artifact = store.load(key) if key else None
-    if artifact is None or not _external_unchanged(artifact):
+    if artifact is None or not unchanged(artifact.report):
         from stitch.compiler import compile
 
         artifact = compile(model, machine, shapes)
@@ -69,32 +73,13 @@ def optimize(
     return CompiledModel(artifact, threads)
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output: `shape` has ints and the names of symbols (or expressions of them)."""
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int | str, ...]
-
-
-class CompiledModel:
+class CompiledModel(RunnableModel):
     """A compiled model. Runs may overlap in time, from any number of threads."""
 
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        super().__init__(artifact.inputs, artifact.outputs)
         self._executable = Executable(artifact, threads)
-        self._names = tuple(p.name for p in artifact.inputs)
-        self._outputs = {p.name: k for k, p in enumerate(artifact.outputs)}
-        self._count = len(self._names)
         self.artifact = artifact
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return tuple(_tensor(p) for p in self.artifact.inputs)
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        return tuple(_tensor(p) for p in self.artifact.outputs)
 
     def run(
         self,
@@ -116,42 +101,14 @@ class CompiledModel:
         All checks are made here, once. Raises InputError, also for an input that would have to be copied."""
         return self._executable.bind(self._in_order(feeds), outputs)
 
-    def __call__(self, *args: np.ndarray, **kwargs: np.ndarray) -> np.ndarray | list[np.ndarray]:
-        """Inputs by position or by name; the output, or a list of them if there are several."""
-        if len(args) > self._count:
-            raise UnknownInput(f"argument {self._count + 1}", inputs=self._names)
-        feeds = dict(zip(self._names, args, strict=False))
-        for name in kwargs:
-            if name in feeds:
-                raise TypeError(f"input {name!r} is given twice")
-        results = self.run(None, feeds | kwargs)
-        return results[0] if len(results) == 1 else results
-
     def explain(self) -> Explanation:
         """What was stitched, why, what was not, why not, and how much memory it takes."""
         from stitch.explain import Explanation
 
         return Explanation(self.artifact.report, last=self._executable.last_sizes())
 
-    def _in_order(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        try:
-            arrays = [feeds[name] for name in self._names]
-        except KeyError as missing:
-            raise MissingInput(missing.args[0], inputs=self._names) from None
-        if len(feeds) != self._count:
-            extra = next(name for name in feeds if name not in self._names)
-            raise UnknownInput(extra, inputs=self._names)
-        return arrays
-
-    def _position(self, name: str) -> int:
-        if name not in self._outputs:
-            known = ", ".join(map(repr, self._outputs))
-            raise InvalidModel(f"the model has no output {name!r}", advice=f"its outputs are {known}")
-        return self._outputs[name]
-
-
-def _tensor(port: Port) -> Tensor:
-    return Tensor(port.name, np.dtype(port.dtype), port.shape)
+    def _pipeline(self) -> Pipeline:
+        return single(self.artifact, self._executable.run)
 
 
 # ------------------------------------------------------------------ what a cached artifact depends on
@@ -166,7 +123,7 @@ def _target(text: str | None) -> targets.Target:
 
 
 def _key(model: Any, target: targets.Target, shapes: Shapes | None, store: Cache) -> str:
-    """A digest of everything that compilation depends on, but for external data (see `_external_unchanged`)."""
+    """A digest of everything that compilation depends on, but for external data (see `pipelined.unchanged`)."""
     h = hashlib.sha256()
     if isinstance(model, str | os.PathLike):
         h.update(_file_digest(model, store))
@@ -218,15 +175,3 @@ def _sources() -> str:
                     s = e.stat()
                     rows.append((folder.name, e.name, s.st_size, s.st_mtime_ns))
     return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()
-
-
-def _external_unchanged(artifact: Artifact) -> bool:
-    """False if a file of external data is not what it was when the artifact was made."""
-    for path, size, time in artifact.report.get("external", ()):
-        try:
-            now = os.stat(path)
-        except OSError:
-            return False
-        if (now.st_size, now.st_mtime_ns) != (size, time):
-            return False
-    return True

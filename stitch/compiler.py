@@ -4,52 +4,85 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stitch import importer, knobs, report
+from stitch.bundle import Bundle
 from stitch.codegen import assemble, machine
 from stitch.errors import ResourceError
 from stitch.graph import Graph
+from stitch.partition import split
 from stitch.plan import Artifact
 from stitch.simplify import simplify
 from stitch.stitching.schedule import Stitched, render
 from stitch.stitching.stitch import stitch
 from stitch.target import Target
 
+Shapes = Mapping[str, Sequence["int | str | None"]]
 
-def compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str | None]] | None) -> Artifact:
+
+@dataclass(frozen=True)
+class Front:
+    """A model up to where it is cut: its kernels, and the report on them."""
+
+    stitched: Stitched
+    report: Mapping[str, Any]
+
+
+def compile(model: Any, target: Target, shapes: Shapes | None) -> Artifact:
     """Raises UnsupportedOperator or InvalidModel, and ResourceError for a model that nests too deeply."""
-    try:
-        return _compile(model, target, shapes)
-    except RecursionError:
-        raise ResourceError("stack", "the model nests too deeply", "raise sys.setrecursionlimit, or cut it") from None
+    front = stitched(model, target, shapes)
+    with _nesting(), _stage("assemble"):
+        return _assembled(front.stitched, target, front.report)
 
 
-def _compile(model: Any, target: Target, shapes: Mapping[str, Sequence[int | str | None]] | None) -> Artifact:
-    debug = knobs.current().debug
-    with _stage("import", debug):
-        opened: list[Path] = []
-        imported = importer.load(model, shapes, opened)
-        external = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in opened]
-    stitched = cut(imported, target)
-    with _stage("assemble", debug):
-        explained = report.describe(stitched, imported, knobs.current().schemes) | {"external": external}
-        return assemble.assemble(stitched, target, lambda text: _object(text, target, debug), explained)
+def compile_parts(
+    model: Any, target: Target, shapes: Shapes | None, assign: Callable[[Stitched], Sequence[int]]
+) -> Bundle:
+    """The model in parts: `assign` says for each kernel which part it goes to (see `stitch.partition.split`).
+
+    Raises what `compile` raises, and ValueError for kernels that cannot be split so."""
+    front = stitched(model, target, shapes)
+    with _nesting(), _stage("assemble"):
+        parts = split(front.stitched, assign(front.stitched))
+        allowed, external = knobs.current().schemes, {"external": front.report["external"]}
+
+        def assembled(part: Stitched) -> Artifact:
+            return _assembled(part, target, report.describe(part, allowed=allowed) | external)
+
+        return parts.bundle(assembled, front.report)
+
+
+def stitched(model: Any, target: Target, shapes: Shapes | None) -> Front:
+    """The stages before code is made. Raises UnsupportedOperator, InvalidModel or ResourceError."""
+    with _nesting():
+        with _stage("import"):
+            opened: list[Path] = []
+            imported = importer.load(model, shapes, opened)
+            external = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in opened]
+        found = cut(imported, target)
+        return Front(found, report.describe(found, imported, knobs.current().schemes) | {"external": external})
 
 
 def cut(imported: Graph, target: Target) -> Stitched:
     """The kernels that a graph becomes on a target."""
-    debug, now = knobs.current().debug, knobs.current()
-    with _stage("simplify", debug):
+    now = knobs.current()
+    with _stage("simplify"):
         graph = simplify(imported)
-    with _stage("stitch", debug):
-        stitched = stitch(graph, (now.l2_bytes or target.l2_bytes) // 2, now.schemes, now.merging)
-    if debug >= 2:
-        print(render(stitched), file=sys.stderr)
-    return stitched
+    with _stage("stitch"):
+        found = stitch(graph, (now.l2_bytes or target.l2_bytes) // 2, now.schemes, now.merging)
+    if now.debug >= 2:
+        print(render(found), file=sys.stderr)
+    return found
+
+
+def _assembled(found: Stitched, target: Target, report: Mapping[str, Any]) -> Artifact:
+    debug = knobs.current().debug
+    return assemble.assemble(found, target, lambda text: _object(text, target, debug), report)
 
 
 def _object(text: str, target: Target, debug: int) -> bytes:
@@ -59,8 +92,16 @@ def _object(text: str, target: Target, debug: int) -> bytes:
 
 
 @contextmanager
-def _stage(name: str, debug: int) -> Iterator[None]:
+def _nesting() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise ResourceError("stack", "the model nests too deeply", "raise sys.setrecursionlimit, or cut it") from None
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    if debug >= 1:
+    if knobs.current().debug >= 1:
         print(f"stitch: {name} {1e3 * (time.perf_counter() - start):.0f} ms", file=sys.stderr)

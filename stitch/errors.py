@@ -12,6 +12,7 @@
     │   ├── UnknownDevice  EmptyDevice  OverlappingDevices  UnavailableCpus
     │   └── InvalidBoard         a board file with a field that is missing, unknown or wrong
     ├── PlacementError           NoDevice, MemoryLimit: no placement does what is asked
+    ├── StreamError              an input of a stream could not be processed, which ends the stream
     └── ResourceError            memory, threads, a device or a file could not be had
 
 A message is one or two plain sentences: what is wrong in the user's own names, then, after a semicolon, what
@@ -259,6 +260,18 @@ class ResourceError(StitchError):
     def __init__(self, resource: str, problem: str, advice: str = "") -> None:
         self.resource = resource
         super().__init__(problem, advice)
+
+
+class StreamError(StitchError):
+    """What went wrong with the input at `position` (from 0) is the `__cause__`; `stage` is where, or None if it was
+    before the first one."""
+
+    def __init__(self, position: int, *, stage: str | None, reason: BaseException) -> None:
+        self.position = position
+        self.stage = stage
+        where = f" in {stage}" if stage is not None else ""
+        what = str(reason) or type(reason).__name__
+        super().__init__(f"input {position} of the stream failed{where}: {what}")
 
 
 def _restore(cls: type[StitchError], args: tuple[object, ...], state: dict[str, object]) -> StitchError:

@@ -112,6 +112,19 @@ class Graph:
         assert all(v in defined for v in self.outputs), "an output is not defined"
         assert len(self.outputs) == len(self.output_names)
 
+    def extents(self) -> list[Guard]:
+        """Guards that no extent is negative, where that is not certain: a window may be larger than what it slides
+        over."""
+        found: dict[Dim, Guard] = {}
+        for n in self.nodes:
+            for d in (d for v in n.outputs for d in v.shape):
+                if isinstance(d, int) or d in found:
+                    continue
+                low = dims.bounds(d)[0]
+                if low is None or low < 0:
+                    found[d] = Guard(dims.dim_min(d, 0), 0, f"{n.origin.operator or n.prim} {n.origin.node!r}")
+        return [g for g in found.values() if g.left != 0]
+
     def producers(self) -> dict[Value, Node]:
         return {v: n for n in self.nodes for v in n.outputs}
 

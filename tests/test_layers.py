@@ -25,9 +25,7 @@ TABLE = """
     stitch.knobs
     stitch.dtypes
     stitch.target
-<<<<<<< HEAD
     stitch.cost
-=======
     stitch.topology
     stitch.boardfile
     stitch.detection
@@ -43,8 +41,8 @@ TABLE = """
     stitch.simulate
     stitch.simulate.events
     stitch.simulate.gantt
->>>>>>> b7225b4 (Machines as data, placement algorithms, and a simulator of pipelines)
     stitch.plan
+    stitch.bundle
     stitch.peak
 
     stitch.dims
@@ -95,6 +93,7 @@ TABLE = """
     stitch.stitching.stitch
     stitch.simulate.work
     stitch.simulate.model
+    stitch.partition
 
     stitch.codegen
     stitch.codegen.loops
@@ -152,7 +151,12 @@ TABLE = """
     stitch.runtime.planning
     stitch.runtime.binding
     stitch.runtime.executable
+    stitch.runtime.affinity
+    stitch.runtime.stage
+    stitch.runtime.stream
+    stitch.runtime.pipeline
 
+    stitch.model
     stitch.explain
     stitch.report
     stitch.compiler
@@ -161,6 +165,7 @@ TABLE = """
     stitch.calibration.networks
     stitch.calibration
     stitch.calibration.command
+    stitch.pipelined
     stitch.api
     stitch.backend
     stitch.simulate.command
@@ -177,6 +182,7 @@ CONFINED = {
         "stitch.dtypes",
         "stitch.target",
         "stitch.plan",
+        "stitch.bundle",
         "stitch.ops.host",
     ],
     "stitch.ops.host": [],

@@ -1,0 +1,130 @@
+"""A compiled model in stages on CPUs of their own: what `stitch.optimize` gives for several devices.
+
+    model = compile("model.onnx", target, [{0}, {1}])
+    for y, in model.stream({"x": x} for x in images):
+        ...
+
+Which kernels a stage has is said by `assign` (`stitch.partition.split`); without it, kernels are cut into runs of about
+equal work by a rough count (`even`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stitch.bundle import Bundle
+from stitch.model import RunnableModel
+from stitch.runtime.cache import Cache
+from stitch.runtime.pipeline import Pipeline, load
+
+if TYPE_CHECKING:
+    from stitch.stitching.schedule import Stitched
+    from stitch.target import Target
+
+Places = Sequence["Collection[int] | None"]
+
+
+class PipelinedModel(RunnableModel):
+    """Part k of `bundle` runs on the CPUs `places[k]`, with as many threads. Raises ResourceError for CPUs that cannot
+    be had."""
+
+    def __init__(self, bundle: Bundle, places: Places, threads: Sequence[int] | None = None) -> None:
+        super().__init__(bundle.inputs, bundle.outputs)
+        self.bundle = bundle
+        self.pipeline = load(bundle, places, threads)
+
+    def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The named outputs (None: all) for arrays by input name. One item is not faster than on one set of CPUs: the
+        stages run one after the other. Raises InputError."""
+        results = self.pipeline.run(self._in_order(feeds))
+        return results if output_names is None else [results[self._position(name)] for name in output_names]
+
+    def close(self) -> None:
+        """Ends streams and threads. Nothing runs afterwards."""
+        self.pipeline.close()
+
+    def _pipeline(self) -> Pipeline:
+        return self.pipeline
+
+
+def compile(
+    model: Any, target: Target, places: Places, *,
+    assign: Callable[[Stitched], Sequence[int]] | None = None, named: str = "",
+    shapes: Mapping[str, Sequence[int | str | None]] | None = None, store: Cache | None = None, key: str = "",
+) -> PipelinedModel:  # fmt: skip
+    """A model in as many stages as there are places.
+
+    `key`, of all that the kernels depend on, and `named`, which has to tell one `assign` from another, find the bundle
+    in `store`; without a key, nothing is kept."""
+    name = hashlib.sha256(repr((key, len(places), named)).encode()).hexdigest() if key and store is not None else ""
+    bundle = store.load_bundle(name) if name and store is not None else None
+    if bundle is None or not unchanged(bundle.report):
+        from stitch.compiler import compile_parts
+
+        bundle = compile_parts(model, target, shapes, assign or (lambda s: even(s, len(places))))
+        if name and store is not None:
+            store.store_bundle(name, bundle)
+    if len(bundle.parts) < len(places):
+        places = places[: len(bundle.parts)]
+    return PipelinedModel(bundle, places)
+
+
+def unchanged(report: Mapping[str, Any]) -> bool:
+    """False if a file of external data is not what it was when the report was made."""
+    for path, size, time in report.get("external", ()):
+        try:
+            now = os.stat(path)
+        except OSError:
+            return False
+        if (now.st_size, now.st_mtime_ns) != (size, time):
+            return False
+    return True
+
+
+def even(stitched: Stitched, parts: int) -> list[int]:
+    """Runs of consecutive kernels, `parts` of them or as many as the borders allow, the heaviest as light as can be.
+
+    A multiply-add counts as a tenth of a nanosecond and a byte as much, symbols as their usual sizes: good enough
+    where nothing better is known."""
+    from stitch.partition import borders
+
+    weight = [work(k) for k in stitched.kernels]
+    places = [0, *borders(stitched), len(weight)]
+    sums = [sum(weight[a:b]) for a, b in pairwise(places)]
+    before = [0.0]
+    for s in sums:
+        before.append(before[-1] + s)
+    parts = min(parts, len(sums))
+    # best[n][k]: the heaviest of n runs over the first k pieces, and where the last run begins
+    best: list[list[tuple[float, int]]] = [[(0.0 if k == 0 else float("inf"), 0) for k in range(len(before))]]
+    for n in range(1, parts + 1):
+        row = [(float("inf"), 0)] * n
+        for k in range(n, len(before)):
+            row.append(min((max(best[-1][j][0], before[k] - before[j]), j) for j in range(n - 1, k)))
+        best.append(row)
+    cuts, k = [], len(sums)
+    for n in range(parts, 1, -1):
+        k = best[n][k][1]
+        cuts.append(places[k])
+    return [sum(k >= c for c in cuts) for k in range(len(weight))]
+
+
+def work(kernel: Any) -> float:
+    """Tenths of nanoseconds, roughly, on one core."""
+    from stitch import dims
+    from stitch.stitching.schemes import HINT
+
+    def size(d: Any) -> float:
+        return float(d if isinstance(d, int) else dims.evaluate(d, dict.fromkeys(dims.symbols(d), HINT)))
+
+    total = sum(size(v.bytes) for v in (*kernel.reads(), *kernel.writes()))
+    for phase in kernel.phases:
+        if (c := phase.contraction) is not None:
+            total += size(dims.product(a.extent for a in (*c.batch, *c.rows, *c.columns, *c.summed)))
+    return total
