@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,20 +18,26 @@ import numpy as np
 
 from stitch import __version__, knobs
 from stitch import target as targets
+from stitch.delegated import DelegatedModel
+from stitch.delegated import compile as compile_delegated
 from stitch.model import RunnableModel, Tensor
-from stitch.pipelined import unchanged
+from stitch.pipelined import PipelinedModel, Places, unchanged
+from stitch.pipelined import compile as compile_pipelined
 from stitch.plan import Artifact
-from stitch.runtime import cpu
+from stitch.runtime import affinity, cpu
 from stitch.runtime.binding import Bound
 from stitch.runtime.cache import Cache
+from stitch.runtime.delegate import Delegate, OnnxRuntime
+from stitch.runtime.device import Run
 from stitch.runtime.executable import Executable
 from stitch.runtime.pipeline import Pipeline, single
 
 if TYPE_CHECKING:
     from stitch.explain import Explanation
     from stitch.source import Model
+    from stitch.stitching.schedule import Stitched
 
-__all__ = ["CompiledModel", "Shapes", "Tensor", "optimize"]
+__all__ = ["CompiledModel", "Shapes", "Tensor", "delegated", "optimize", "pipelined"]
 
 Shapes = Mapping[str, Sequence["int | str | None"]]
 
@@ -54,15 +60,7 @@ def optimize(
 
     Raises UnsupportedOperator and InvalidModel of `stitch.errors`.
     """
-    settings = knobs.current()
-    machine = _target(target or settings.target)
-    if settings.vector_bits is not None:
-        machine = replace(machine, vector_bits=min(settings.vector_bits, machine.vector_bits))
-    store = Cache(knobs.current().cache_dir if cache else None, knobs.current().cache_bytes)
-    try:
-        key = _key(model, machine, shapes, store) if store.directory is not None else ""
-    except OSError:
-        key = ""  # no such file, say: the importer tells
+    machine, store, key = _prepared(model, target, cache, shapes)
     artifact = store.load(key) if key else None
     if artifact is None or not unchanged(artifact.report):
         from stitch.compiler import compile
@@ -71,6 +69,53 @@ def optimize(
         if key:
             store.store(key, artifact)
     return CompiledModel(artifact, threads)
+
+
+def pipelined(
+    model: Model, places: Places, *, assign: Callable[[Stitched], Sequence[int]] | None = None, named: str = "",
+    target: str | None = None, cache: bool = True, shapes: Shapes | None = None,
+) -> PipelinedModel:  # fmt: skip
+    """The same in stages, one for each set of CPUs in `places`. `assign` says which kernels go where, and `named` tells
+    one such choice from another in the cache; without it, kernels are cut into runs of about equal work.
+
+    Raises what `optimize` does, and ResourceError for CPUs that cannot be had."""
+    for place in places:
+        if place is not None:
+            affinity.checked(place)
+    machine, store, key = _prepared(model, target, cache, shapes)
+    key = key if assign is None or named else ""
+    return compile_pipelined(model, machine, places, assign=assign, named=named, shapes=shapes, store=store, key=key)
+
+
+def delegated(
+    model: Model, delegate: Delegate | None = None, *, target: str | None = None, threads: int | None = None,
+    cache: bool = True, shapes: Shapes | None = None,
+) -> DelegatedModel:  # fmt: skip
+    """A model that has operators which stitch refuses: what it can compile is compiled, the rest runs on `delegate`,
+    onnxruntime by default; `explain()` says what went where, and why.
+
+    Raises InvalidModel, and ResourceError if the delegate is not installed or does not take its part."""
+
+    def region(part: Any) -> tuple[Artifact, Run]:
+        compiled = optimize(part, target=target, threads=threads, cache=cache)
+        return compiled.artifact, compiled._executable.run
+
+    return compile_delegated(model, region, delegate or OnnxRuntime(threads), shapes)
+
+
+def _prepared(
+    model: Model, target: str | None, cache: bool, shapes: Shapes | None
+) -> tuple[targets.Target, Cache, str]:
+    """The machine, the cache, and what the model is kept under there; "" where nothing is."""
+    settings = knobs.current()
+    machine = _target(target or settings.target)
+    if settings.vector_bits is not None:
+        machine = replace(machine, vector_bits=min(settings.vector_bits, machine.vector_bits))
+    store = Cache(settings.cache_dir if cache else None, settings.cache_bytes)
+    try:
+        return machine, store, _key(model, machine, shapes, store) if store.directory is not None else ""
+    except OSError:
+        return machine, store, ""  # no such file, say: the importer tells
 
 
 class CompiledModel(RunnableModel):

@@ -3,6 +3,7 @@
     stitch explain MODEL [--size batch=1 ...] [--kernel k3] [--json]    what was stitched, and why
     stitch compile MODEL [--no-cache]                                   fill the cache, and how long that takes
     stitch run MODEL [--size batch=2 ...] [--runs 20]                   run on random inputs
+    stitch stream MODEL [--items N] [--devices cpu:0 --devices cpu:1]   the same, many at a time, in stages
     stitch show MODEL graph|schedule|loops                              what the compiler's stages make of it
     stitch calibrate [--show]                                           time this machine, for predictions
     stitch simulate MODEL [--board kirin970] [--svg out.svg]            a pipeline on a board that is not here
@@ -26,12 +27,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stitch import __version__, dims, knobs
+from stitch import __version__, cli_stream, dims, knobs
 from stitch.errors import StitchError
 from stitch.simulate import command as simulate
 
 if TYPE_CHECKING:
     from stitch.api import CompiledModel
+    from stitch.model import RunnableModel
 
 OTHERWISE = 1  # the extent of a symbol that --size does not name
 
@@ -60,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run on random inputs, and say what comes out and how long it takes")
     run.add_argument("--runs", type=int, default=10, metavar="N", help="how often (default 10)")
     show = commands.add_parser("show", help="print what a stage of the compiler makes of a model")
-    for command, function in ((explain, _explain), (compile, _compile), (run, _run), (show, _show)):
+    stream = cli_stream.add(commands)
+    given = ((explain, _explain), (compile, _compile), (run, _run), (stream, _stream), (show, _show))
+    for command, function in given:
         command.add_argument("model", metavar="MODEL", help="path of an ONNX file")
         command.add_argument(
             "--target", type=_target, help="the machine to compile for, as in stitch.target; this one by default"
@@ -75,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     simulated.add_argument("model", metavar="MODEL", help="path of an ONNX file")
     simulate.add(simulated)
     simulated.set_defaults(command=simulate.run)
-    for command in (explain, run, simulated):
+    for command in (explain, run, stream, simulated):
         command.add_argument(
             "--size", action="append", default=[], type=_size, metavar="NAME=N", help="extent of a symbolic dim"
         )
@@ -156,6 +160,21 @@ def _run(args: argparse.Namespace) -> None:
     print(f"{1e3 * first:.3g} ms the first time{middle}")
 
 
+def _stream(args: argparse.Namespace) -> None:
+    if not args.devices:
+        whole = _load(args)
+        cli_stream.stream(whole, random_feeds(whole, dict(args.size)), args.items, args.depth)
+        return
+    from stitch.api import pipelined
+
+    cli_stream.disjoint(args.devices)
+    model = pipelined(Path(args.model), args.devices, target=args.target, cache=args.cache)
+    for stage in model.pipeline.stages:
+        print(f"{stage.name} on CPUs {', '.join(map(str, sorted(stage.cpus or ())))}")
+    cli_stream.stream(model, random_feeds(model, dict(args.size)), args.items, args.depth)
+    model.close()
+
+
 def _show(args: argparse.Namespace) -> None:
     """The graph of primitives, simplified; the kernels, groups and placements; the loop programs, equal ones once."""
     from stitch import importer, target, text
@@ -209,7 +228,7 @@ def _knobs(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------ inputs and outputs
 
 
-def random_feeds(model: CompiledModel, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+def random_feeds(model: RunnableModel, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Arrays for a model's inputs: normal floats, integers that are 0 or 1. Raises StitchError."""
     shapes = {port.name: [dims.parse(d) if isinstance(d, str) else d for d in port.shape] for port in model.inputs}
     known = sorted({s for shape in shapes.values() for d in shape for s in dims.symbols(d)})

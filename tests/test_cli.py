@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import onnx
 import pytest
 
 from benchmarks import architectures
-from stitch import cli, knobs
+from stitch import cli, cli_stream, knobs
+from stitch.runtime import affinity
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,6 +98,8 @@ def test_knobs(capsys: pytest.CaptureFixture[str]) -> None:
         (["simulate", "MODEL", "--size", "sequence=3"], "no symbol 'sequence'; its symbols are batch, seq"),
         (["simulate", "MODEL", "--board", "kirin"], "there is no device 'kirin'"),
         (["simulate", "MODEL", "--board", "nowhere.toml"], "nowhere.toml"),
+        (["stream", "MODEL", "--devices", "cpu:4711"], "CPU 4711 is not available"),
+        (["stream", "MODEL", "--devices", "cpu:0", "--devices", "cpu:0-1"], "CPU 0 is in two of the sets"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -113,6 +117,35 @@ def test_what_is_wrong_is_one_line(
     assert shown.err.count("\n") == 1
 
 
+def test_stream(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first = sorted(affinity.allowed())[0]
+    with knobs.using(cache_dir=tmp_path):
+        for devices in ([], ["--devices", f"cpu:{first}"], ["--devices", f"cpu:{first}-{first}"]):
+            assert cli.main(["stream", model, "--items", "7", "--size", "seq=3", *devices]) == 0
+            shown = capsys.readouterr()
+            assert "7 results, the first after " in shown.out
+            assert (f"stage 0 on CPUs {first}" in shown.out) == bool(devices)
+            assert shown.err == ""  # not a terminal
+
+
+def test_progress_is_one_line_of_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out, clock = Terminal(), iter(range(100))
+    assert list(cli_stream.progress(iter("abc"), 3, out, lambda: float(next(clock)))) == ["a", "b", "c"]
+    text = out.getvalue()
+    assert text.count("\r") == 4
+    assert "\r3/3" in text
+    assert text.endswith("\r\033[K")
+    assert "\n" not in text
+    plain = io.StringIO()
+    assert list(cli_stream.progress(iter("ab"), 2, plain)) == ["a", "b"]
+    assert plain.getvalue() == ""
+    assert cli_stream.cpus("cpu:0,2-4") == {0, 2, 3, 4}
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -121,6 +154,8 @@ def test_what_is_wrong_is_one_line(
         (["compile", "m", "--target", "nothing"], "there is no target 'nothing'"),
         (["simulate", "m", "--queue", "0"], "'0' is not a number above zero"),
         (["simulate", "m", "--jitter", "much"], "'much' is not a number from 0 to 10"),
+        (["stream", "m", "--devices", "gpu:0"], "'gpu:0' is not like cpu:0"),
+        (["stream", "m", "--items", "0"], "'0' is not a number from 1 on"),
     ],
 )
 def test_wrong_usage(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,6 +155,7 @@ TABLE = """
     stitch.runtime.stage
     stitch.runtime.stream
     stitch.runtime.pipeline
+    stitch.runtime.delegate
 
     stitch.model
     stitch.explain
@@ -166,9 +167,12 @@ TABLE = """
     stitch.calibration
     stitch.calibration.command
     stitch.pipelined
+    stitch.delegation
+    stitch.delegated
     stitch.api
     stitch.backend
     stitch.simulate.command
+    stitch.cli_stream
     stitch.cli
     stitch.__main__
 """
@@ -190,7 +194,8 @@ CONFINED = {
 
 # Which modules may import a library; libraries that are not listed are free.
 DOORS = {
-    "onnx": ["stitch.source", "stitch.importer", "stitch.backend"],
+    "onnx": ["stitch.source", "stitch.importer", "stitch.delegation", "stitch.backend"],
+    "onnxruntime": ["stitch.runtime.delegate"],
     "sympy": ["stitch.dims"],
     "llvmlite": ["stitch.codegen.llvm", "stitch.codegen.machine", "stitch.codegen.ptx", "stitch.runtime.cpu"],
 }

@@ -1,0 +1,90 @@
+"""`stitch stream`: a model on a stream of random inputs, in one stage or in one on each set of CPUs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
+
+import numpy as np
+
+from stitch.errors import ResourceError
+from stitch.model import RunnableModel
+
+_SHOWN_S = 0.1  # how often the counter is written
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """The command's own arguments; those that others have too are not among them."""
+    parser = commands.add_parser("stream", help="run on a stream of random inputs, in stages on several sets of CPUs")
+    parser.add_argument("--items", type=_count, default=100, metavar="N", help="how many inputs (default 100)")
+    parser.add_argument("--depth", type=_count, default=2, metavar="N", help="items in flight per stage (default 2)")
+    parser.add_argument(
+        "--devices", action="append", default=[], type=cpus, metavar="CPUS",
+        help="CPUs of a stage, as cpu:0 or cpu:0,2-3; once for each stage; none: the whole model on all CPUs",
+    )  # fmt: skip
+    return parser
+
+
+def cpus(text: str) -> frozenset[int]:
+    """The CPUs of `cpu:0,2-3`."""
+    kind, _, numbers = text.partition(":")
+    found: set[int] = set()
+    for part in numbers.split(","):
+        low, dash, high = part.partition("-")
+        if kind != "cpu" or not low.isdigit() or (dash and not high.isdigit()):
+            raise argparse.ArgumentTypeError(f"{text!r} is not like cpu:0 or cpu:0,2-3")
+        found.update(range(int(low), int(high or low) + 1))
+    return frozenset(found)
+
+
+def disjoint(sets: Sequence[frozenset[int]]) -> None:
+    """Raises ResourceError if two stages would share a CPU."""
+    for k, one in enumerate(sets):
+        for other in sets[:k]:
+            if shared := one & other:
+                problem = f"CPU {min(shared)} is in two of the sets"
+                raise ResourceError("cpus", problem, "name each CPU once, or the stages wait for each other")
+
+
+def stream(model: RunnableModel, feed: dict[str, np.ndarray], items: int, depth: int) -> None:
+    """Runs a model on the same input again and again, and prints how long that took."""
+    feeds = (feed for _ in range(items))
+    start = first = time.perf_counter()
+    with model.stream(feeds, depth=depth, reuse=True) as results:
+        for k, _ in enumerate(progress(results, items)):
+            first = time.perf_counter() if k == 0 else first
+    end = time.perf_counter()
+    rate = f", then {(items - 1) / (end - first):.4g} a second" if items > 1 else ""
+    print(f"{items} results, the first after {1e3 * (first - start):.3g} ms{rate}")
+
+
+def progress(
+    results: Iterator[object], total: int, out: TextIO | None = None, now: Callable[[], float] = time.monotonic
+) -> Iterator[object]:
+    """The results, counted on one line of a terminal; on nothing, if stderr is none."""
+    out = out or sys.stderr
+    if not out.isatty():
+        yield from results
+        return
+    start = shown = now()
+    count = 0
+    try:
+        for count, result in enumerate(results, 1):
+            yield result
+            if now() - shown >= _SHOWN_S or count == total:
+                shown = now()
+                out.write(f"\r{count}/{total}  {count / max(shown - start, 1e-9):.4g}/s ")
+                out.flush()
+    finally:
+        if count:
+            out.write("\r\033[K")
+            out.flush()
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
