@@ -42,7 +42,9 @@ class Division:
 
     def __str__(self) -> str:
         lines = []
-        why = {node: f"{text} ({code})" for node, code, text in self.reasons}
+        from stitch.delegation import REASONS
+
+        why = {node: f"{text}: {REASONS[code]} ({code})" for node, code, text in self.reasons}
         for k, (device, nodes) in enumerate(self.regions):
             some = ", ".join(nodes[:4]) + (f" and {len(nodes) - 4} more" if len(nodes) > 4 else "")
             lines.append(f"region {k} on {device}: {some or 'outputs alone'}")
@@ -54,12 +56,9 @@ class Division:
 class DelegatedModel(RunnableModel):
     """Runs may overlap in time."""
 
-    def __init__(
-        self, inputs: Sequence[Port], outputs: Sequence[Port], pipeline: Pipeline, results: Sequence[Source],
-        division: Division,
-    ) -> None:  # fmt: skip
+    def __init__(self, inputs: Sequence[Port], outputs: Sequence[Port], pipeline: Pipeline, division: Division) -> None:
         super().__init__(inputs, outputs)
-        self.pipeline, self.division, self._results = pipeline, division, tuple(results)
+        self.pipeline, self.division = pipeline, division
 
     def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The named outputs (None: all) for arrays by input name. Raises InputError."""
@@ -71,7 +70,15 @@ class DelegatedModel(RunnableModel):
         return self.division
 
     def _pipeline(self) -> Pipeline:
-        return self.pipeline
+        """One stage: regions have no CPUs of their own, and there may be many."""
+
+        def run(arrays: list[np.ndarray], outputs: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:
+            return self.pipeline.run(arrays)
+
+        sources = tuple(Given(k) for k in range(self._count))
+        return Pipeline(
+            [Stage("the model", run, sources, None, False)], [Made(0, k) for k in range(len(self._outputs))]
+        )
 
 
 def compile(model: Any, compile_region: Compile, delegate: Delegate, shapes: Shapes | None = None) -> DelegatedModel:
@@ -113,7 +120,7 @@ def _compiled(
 
 
 def _assembled(found: Delegation, done: Mapping[bytes, tuple[Artifact, Run]], delegate: Delegate) -> DelegatedModel:
-    ports = {p.name: p for p in found.inputs}
+    ports = {p.name: p for p in found.inputs if p.name not in found.loose}
     where: dict[str, Source] = {p.name: Given(k) for k, p in enumerate(found.inputs)}
     stages = []
     for k, region in enumerate(found.regions):
@@ -126,17 +133,16 @@ def _assembled(found: Delegation, done: Mapping[bytes, tuple[Artifact, Run]], de
             run = runner(session, [ports.get(name, name) for name in names], f"region {k} on {delegate.name}")
         stages.append(Stage(f"region {k}", run, tuple(where[name] for name in names), None, follows))
         where |= {name: Made(k, i) for i, name in enumerate(region.outputs)}
-    if any(isinstance(where[p.name], Given) for p in found.outputs):
-        stages.append(_echo(len(stages), [where[p.name] for p in found.outputs]))
-        results: list[Source] = [Made(len(stages) - 1, i) for i in range(len(found.outputs))]
-    else:
-        results = [where[p.name] for p in found.outputs]
+    given = [p.name for p in found.outputs if isinstance(where[p.name], Given)]
+    if given:
+        stages.append(_echo(len(stages), [where[name] for name in given]))
+        where |= {name: Made(len(stages) - 1, i) for i, name in enumerate(given)}
+    results = [made for p in found.outputs if isinstance(made := where[p.name], Made)]
     division = Division(
         tuple((("stitch" if r.kind == "stitch" else delegate.name), r.nodes) for r in found.regions),
         tuple((node, reason.code, reason.text) for node, reason in found.reasons.items()),
     )
-    pipeline = Pipeline(stages, [m for m in results if isinstance(m, Made)])
-    return DelegatedModel(found.inputs, found.outputs, pipeline, results, division)
+    return DelegatedModel(found.inputs, found.outputs, Pipeline(stages, results), division)
 
 
 def _echo(number: int, sources: Sequence[Source]) -> Stage:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import onnx
 
 from stitch import importer
-from stitch.errors import InvalidModel, ResourceError, UnsupportedOperator
+from stitch.errors import InvalidModel, ResourceError, UnknownInput, UnsupportedOperator
 from stitch.inputs import Shapes
 from stitch.plan import Port
 from stitch.source import Source, declared_shape, domain_of, element_type, graphs_of
@@ -59,12 +59,14 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Delegation:
-    """Regions in order; `reasons` by node, for those that are delegated."""
+    """Regions in order; `reasons` by node, for those that are delegated; `loose`: inputs of whose shapes nothing is
+    known."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     regions: tuple[Region, ...]
     reasons: Mapping[str, Reason]
+    loose: frozenset[str] = frozenset()
 
 
 def open_model(model: Any, shapes: Shapes | None = None) -> onnx.ModelProto:
@@ -76,17 +78,33 @@ def open_model(model: Any, shapes: Shapes | None = None) -> onnx.ModelProto:
     else:
         Source.open(model)  # which says what is wrong with the file
         proto = onnx.load(str(model))
+    taken: set[str] = set()
     for i, node in enumerate(proto.graph.node):
         node.name = node.name or f"{node.op_type}_{i}"
-    for value in proto.graph.input:
-        for k, dim in enumerate((shapes or {}).get(value.name, ())):
-            field_ = value.type.tensor_type.shape.dim[k]
-            field_.Clear()
-            if isinstance(dim, int):
-                field_.dim_value = dim
-            elif dim is not None:
-                field_.dim_param = dim
+        while node.name in taken:  # which ONNX allows
+            node.name += f".{i}"
+        taken.add(node.name)
+    _reshape({v.name: v for v in proto.graph.input}, shapes or {})
     return proto
+
+
+def _reshape(inputs: Mapping[str, onnx.ValueInfoProto], shapes: Shapes) -> None:
+    """Other dims for inputs, as `stitch.inputs` understands them."""
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise UnknownInput(name, inputs=inputs)
+        tensor = inputs[name].type.tensor_type
+        if tensor.HasField("shape") and len(tensor.shape.dim) != len(shape):
+            problem = (
+                f"input {name!r} has rank {len(tensor.shape.dim)}, but the shape given for it has rank {len(shape)}"
+            )
+            raise InvalidModel(problem, advice="give one extent, name or None for each axis")
+        tensor.shape.ClearField("dim")
+        for dim in shape:
+            if isinstance(dim, int):
+                tensor.shape.dim.add().dim_value = dim
+            else:
+                tensor.shape.dim.add().dim_param = dim or ""
 
 
 class Cutter:
@@ -110,13 +128,15 @@ class Cutter:
         # Inside a branch, nodes are called after their place there: any node with a branch may be meant.
         found = found or [n for n in self.nodes if any(a.HasField("g") for a in n.attribute)] or self.nodes
         fresh = [n for n in found if n.name not in self.reasons]
+        kind = f" for {error.dtype}" if error.dtype else ""
+        why = Reason(UNSUPPORTED, f"operator {error.operator} ({error.domain}, opset {error.opset}){kind}")
         for n in fresh:
-            self.reasons[n.name] = Reason(UNSUPPORTED, error.problem)
+            self.reasons[n.name] = why
         if fresh and error.dtype is None:  # most likely others with the operator are refused as well
             same = {(n.op_type, n.domain) for n in fresh}
             for n in self.nodes:
                 if (n.op_type, n.domain) in same and n.name not in self.reasons and not _known(self.proto, n):
-                    self.reasons[n.name] = Reason(UNSUPPORTED, error.problem)
+                    self.reasons[n.name] = why
         return bool(fresh)
 
     def cut(self) -> Delegation:
@@ -128,7 +148,8 @@ class Cutter:
                 break
         inputs = tuple(_port(v) for v in self.given)
         outputs = tuple(_port(self.types.get(v.name, v)) for v in self.graph.output)
-        return Delegation(inputs, outputs, tuple(regions), dict(self.reasons))
+        loose = frozenset(v.name for v in self.given if not _ranked(v))
+        return Delegation(inputs, outputs, tuple(regions), dict(self.reasons), loose)
 
     # -------------------------------------------------- regions
 

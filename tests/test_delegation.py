@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from stitch.delegated import DelegatedModel
 from stitch.delegation import UNSUPPORTED, UNTYPED, WHOLE
 from stitch.errors import (
     InputError,
+    InvalidModel,
     MissingInput,
     ResourceError,
     StreamError,
+    UnknownInput,
     UnsupportedOperator,
     WrongDtype,
     WrongRank,
@@ -57,7 +60,8 @@ class Numpy:
         evaluator = ReferenceEvaluator(self.parts[-1], new_ops=[Odd])
 
         def run(feeds: Mapping[str, Any]) -> list[Any]:
-            return evaluator.run(list(outputs), dict(feeds))  # type: ignore[no-any-return]
+            found: Any = evaluator.run(list(outputs), dict(feeds))
+            return list(found)
 
         return run
 
@@ -120,12 +124,12 @@ def test_one_operator_in_the_middle() -> None:
     assert codes(made) == {"odd": UNSUPPORTED}
     text = str(made.explain())
     assert "region 1 on numpy: odd" in text
-    assert "operator Odd (com.example, opset 1) of node 'odd' is not supported (unsupported_operator)" in text
+    assert "operator Odd (com.example, opset 1): stitch does not support" in text
     assert made.explain().to_dict()["reasons"][0]["code"] == UNSUPPORTED
     assert [t.shape for t in made.inputs] == [("n", 4)]
     for rows in (1, 7):
-        np.testing.assert_allclose(made(x(rows)), ReferenceEvaluator(model, new_ops=[Odd]).run(None, {"x": x(rows)})[0],
-                                   rtol=1e-5)  # fmt: skip
+        wanted: Any = ReferenceEvaluator(model, new_ops=[Odd]).run(None, {"x": x(rows)})
+        np.testing.assert_allclose(made(x(rows)), wanted[0], rtol=1e-5)
 
 
 def test_regions_are_as_few_as_can_be() -> None:
@@ -143,7 +147,8 @@ def test_regions_are_as_few_as_can_be() -> None:
 def test_shapes_are_computed_where_they_are_read() -> None:
     """The target of the Reshape follows from a shape, and would be data if a region handed it to another."""
     nodes = [
-        node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["n"]), node("Concat", ["n", "rest"], ["target"], axis=0),
+        node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["n"]),
+        node("Concat", ["n", "rest"], ["target"], axis=0),
         node("Odd", ["x"], ["a"]), node("Reshape", ["a", "target"], ["y"]),
     ]  # fmt: skip
     weights = [
@@ -228,7 +233,34 @@ def test_any_graph(steps: list[tuple[str, int, int]]) -> None:
     model.graph.value_info.extend(info(n) for n in names[1:-2])
     made, _ = agree(model, {"x": x(2)})
     kinds = [device for device, _ in devices(made)]
-    assert all(a != b for a, b in zip(kinds, kinds[1:], strict=False))
+    assert all(a != b for a, b in pairwise(kinds))
+
+
+def test_nodes_of_one_name() -> None:
+    nodes = [
+        node("Exp", ["x"], ["a"], name="n"),
+        node("Odd", ["a"], ["b"], name="n"),
+        node("Sin", ["b"], ["y"], name="n"),
+    ]
+    model = make(nodes, [info("x")], [info("y")])
+    model.graph.value_info.append(info("b"))
+    made, _ = agree(model, {"x": x()})
+    assert devices(made) == [("stitch", 1), ("numpy", 1), ("stitch", 1)]
+
+
+def test_inputs_of_which_nothing_is_known() -> None:
+    loose = info("x")
+    loose.type.tensor_type.ClearField("shape")
+    made, _ = agree(make([node("Exp", ["x"], ["y"])], [loose], [info("y")]), {"x": x()})
+    assert codes(made) == {"Exp_0": UNTYPED}
+    made = api.delegated(
+        make([node("Exp", ["x"], ["y"])], [loose], [info("y")]), Numpy(), cache=False, shapes={"x": ["n", 4]}
+    )
+    assert devices(made) == [("stitch", 1)]
+    with pytest.raises(InvalidModel, match="rank 2, but"):
+        api.delegated(odd(), Numpy(), cache=False, shapes={"x": [1]})
+    with pytest.raises(UnknownInput):
+        api.delegated(odd(), Numpy(), cache=False, shapes={"z": [1]})
 
 
 # ------------------------------------------------------------------ running
@@ -306,7 +338,7 @@ def test_onnxruntime_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_onnxruntime_that_does_not_take_a_part() -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(ResourceError, match="onnxruntime does not take the part: .*Odd"):
+    with pytest.raises(ResourceError, match=r"onnxruntime does not take the part: .*Odd"):
         api.delegated(odd(), OnnxRuntime(), cache=False)
 
 
