@@ -26,7 +26,6 @@ import numpy as np
 from benchmarks import architectures, models, profile
 from stitch.api import optimize, pipelined
 from stitch.bundle import Given, Made
-from stitch.codegen.loops import render
 from stitch.partition import borders
 from stitch.runtime.pipeline import Pipeline
 from stitch.runtime.stage import Stage
@@ -39,11 +38,9 @@ TRIES = 4
 def kernel_seconds(path: Path, feed: Any) -> tuple[list[float], tuple[int, ...]]:
     """The time of each kernel on one core, and the positions between them at which the model can be cut."""
     c = profile.compiled(path, 1)
-    costs, _ = profile.costs(c, feed)
-    # Kernels with one program share their time evenly: to time one of them by itself is to time noise.
-    share = {cost.text: cost.seconds / len(cost.kernels) for cost in costs}
-    found = [share[render(c.lowered[k.name].program)] if k.name in c.lowered else 0.0 for k in c.stitched.kernels]
-    return found, borders(c.stitched)
+    spent = iter(c.measure([feed[p.name] for p in c.artifact.inputs], 1.0, outputs=True))
+    native = {k.name: sum(next(spent) for _ in c.lowered[k.name].program.phases) for k in c.kernels}
+    return [native.get(k.name, 0.0) for k in c.stitched.kernels], borders(c.stitched)
 
 
 def best_cut(seconds: Sequence[float], allowed: Sequence[int]) -> int:
