@@ -12,16 +12,20 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 
-from stitch import __version__, knobs
+from stitch import __version__, cost, detection, knobs
 from stitch import target as targets
+from stitch.decision import Objective
 from stitch.delegated import DelegatedModel
 from stitch.delegated import compile as compile_delegated
+from stitch.devices import parse_all
+from stitch.errors import UnsupportedOperator
+from stitch.limits import within
 from stitch.model import RunnableModel, Tensor
-from stitch.pipelined import PipelinedModel, Places, unchanged
+from stitch.pipelined import NullModel, PipelinedModel, PlacedModel, Places, in_parts, unchanged
 from stitch.pipelined import compile as compile_pipelined
 from stitch.plan import Artifact
 from stitch.runtime import affinity, cpu
@@ -42,6 +46,22 @@ __all__ = ["CompiledModel", "Shapes", "Tensor", "delegated", "optimize", "pipeli
 Shapes = Mapping[str, Sequence["int | str | None"]]
 
 
+@overload
+def optimize(
+    model: Model, *, target: str | None = None, threads: int | None = None, cache: bool = True,
+    shapes: Shapes | None = None, devices: None = None, objective: Objective = "latency",
+    sizes: Mapping[str, int] | None = None, memory: int | None = None,
+) -> CompiledModel: ...  # fmt: skip
+
+
+@overload
+def optimize(
+    model: Model, *, target: str | None = None, threads: int | None = None, cache: bool = True,
+    shapes: Shapes | None = None, devices: Sequence[str], objective: Objective = "latency",
+    sizes: Mapping[str, int] | None = None, memory: int | None = None,
+) -> RunnableModel: ...  # fmt: skip
+
+
 def optimize(
     model: Model,
     *,
@@ -49,17 +69,31 @@ def optimize(
     threads: int | None = None,
     cache: bool = True,
     shapes: Shapes | None = None,
-) -> CompiledModel:
+    devices: Sequence[str] | None = None,
+    objective: Objective = "latency",
+    sizes: Mapping[str, int] | None = None,
+    memory: int | None = None,
+) -> RunnableModel:
     """Compiles an ONNX model for this machine.
 
-    model    path, bytes, or ModelProto; external data is found next to a path
-    target   a `stitch.target` description; None: this machine
-    threads  size of the thread team; None: what affinity and the cgroup's quota allow
-    cache    keep and reuse compiled code on disk
-    shapes   by input name, replaces dims: an int fixes one, a string names it, None leaves it open
+    model      path, bytes, or ModelProto; external data is found next to a path
+    target     a `stitch.target` description; None: this machine
+    threads    size of the thread team; None: what affinity and the cgroup's quota allow
+    cache      keep and reuse compiled code on disk
+    shapes     by input name, replaces dims: an int fixes one, a string names it, None leaves it open
+    devices    where it may run, as `stitch.devices` has them: "cpu:0", "cpu:2-3", "big", "onnxruntime"; None: all cores
+    objective  on `devices`: "latency" of one input; "throughput" of a stream, in stages; with or without them:
+               "memory", the largest team of threads with which all of it takes at most `memory` bytes
+    sizes      extents of symbols, for decisions on `devices` and `memory`; others are 1
 
-    Raises UnsupportedOperator and InvalidModel of `stitch.errors`.
+    Raises UnsupportedOperator, InvalidModel, DeviceError, PlacementError and ResourceError of `stitch.errors`.
     """
+    if objective not in get_args(Objective):
+        raise ValueError(f"the objective {objective!r} is none of {', '.join(get_args(Objective))}")
+    if (objective == "memory") != (memory is not None):
+        raise ValueError("the objective 'memory' goes with a limit, as in memory=500_000_000")
+    if devices is not None:
+        return _on(devices, model, target, cache, shapes, objective, sizes, memory)
     machine, store, key = _prepared(model, target, cache, shapes)
     artifact = store.load(key) if key else None
     if artifact is None or not unchanged(artifact.report):
@@ -68,7 +102,50 @@ def optimize(
         artifact = compile(model, machine, shapes)
         if key:
             store.store(key, artifact)
+    if memory is not None:
+        threads = within(artifact, memory, sizes or {}, threads or targets.count_cores())
     return CompiledModel(artifact, threads)
+
+
+def _on(
+    texts: Sequence[str], model: Model, target: str | None, cache: bool, shapes: Shapes | None, objective: Objective,
+    sizes: Mapping[str, int] | None, memory: int | None,
+) -> RunnableModel:  # fmt: skip
+    """A model on devices that the user names."""
+    board = detection.detect()
+    found = parse_all(texts, board)
+    cores = [d for d in found if d.kind == "cpu"]
+    count = sum(d.cores for d in cores) or None
+    if any(d.kind == "onnxruntime" for d in found):
+        try:
+            rest = [str(d) for d in cores] or None
+            return optimize(
+                model, target=target, cache=cache, shapes=shapes, devices=rest or ["cpu"], objective=objective,
+                sizes=sizes, memory=memory,
+            )  # fmt: skip
+        except UnsupportedOperator:
+            return delegated(model, target=target, threads=count, cache=cache, shapes=shapes)
+    if not cores:
+        plain = optimize(model, target=target, cache=cache, shapes=shapes)
+        return NullModel(plain.artifact)
+    if memory is not None:
+        return optimize(
+            model, target=target, threads=count, cache=cache, shapes=shapes, objective="memory", sizes=sizes,
+            memory=memory,
+        )  # fmt: skip
+    machine, store, key = _prepared(model, target, cache, shapes)
+    rates = cost.known(machine, knobs.current().cache_dir)
+    given = (key, texts, objective, sorted((sizes or {}).items()), repr(rates), repr(board))
+    name = hashlib.sha256(repr(given).encode()).hexdigest() if key else ""
+
+    def assign(stitched: Stitched) -> tuple[Sequence[int], Mapping[str, str]]:
+        from stitch import placed
+
+        wanted = placed.sizes_of(stitched, sizes or {})
+        decision = placed.decide(stitched, machine, cores, board, objective, wanted, rates)
+        return decision.assignment, {"placement": decision.to_json()}
+
+    return PlacedModel(in_parts(model, machine, shapes, assign, store, name))
 
 
 def pipelined(

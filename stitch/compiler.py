@@ -41,20 +41,25 @@ def compile(model: Any, target: Target, shapes: Shapes | None) -> Artifact:
 
 
 def compile_parts(
-    model: Any, target: Target, shapes: Shapes | None, assign: Callable[[Stitched], Sequence[int]]
+    model: Any,
+    target: Target,
+    shapes: Shapes | None,
+    assign: Callable[[Stitched], tuple[Sequence[int], Mapping[str, str]]],
 ) -> Bundle:
-    """The model in parts: `assign` says for each kernel which part it goes to (see `stitch.partition.split`).
+    """The model in parts: `assign` says for each kernel which part it goes to (see `stitch.partition.split`), and what
+    is to be noted in the report.
 
     Raises what `compile` raises, and ValueError for kernels that cannot be split so."""
     front = stitched(model, target, shapes)
     with _nesting(), _stage("assemble"):
-        parts = split(front.stitched, assign(front.stitched))
+        assignment, notes = assign(front.stitched)
+        parts = split(front.stitched, assignment)
         allowed, external = knobs.current().schemes, {"external": front.report["external"]}
 
         def assembled(part: Stitched) -> Artifact:
             return _assembled(part, target, report.describe(part, allowed=allowed) | external)
 
-        return parts.bundle(assembled, front.report)
+        return parts.bundle(assembled, {**front.report, **notes})
 
 
 def stitched(model: Any, target: Target, shapes: Shapes | None) -> Front:

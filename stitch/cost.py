@@ -182,5 +182,11 @@ def load(path: Path, target: Target) -> Rates | None:
         raise ResourceError(str(path), f"{path} is no calibration: {problem}", advice) from None
 
 
+def known(target: Target, folder: Path | None) -> Rates:
+    """The calibration of a machine that is kept in the cache directory, or a guess. Raises ResourceError."""
+    found = load(folder / file_name(target), target) if folder is not None else None
+    return found if found is not None else Rates.of(target)
+
+
 def _names() -> list[str]:
     return [*Work.COUNTS, *Work.BYTES]

@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stitch.bundle import Bundle
+from stitch.decision import Decision
 from stitch.model import RunnableModel
+from stitch.plan import Artifact
 from stitch.runtime.cache import Cache
-from stitch.runtime.pipeline import Pipeline, load
+from stitch.runtime.device import Null
+from stitch.runtime.pipeline import Pipeline, load, single
 
 if TYPE_CHECKING:
     from stitch.stitching.schedule import Stitched
@@ -63,16 +66,54 @@ def compile(
     `key`, of all that the kernels depend on, and `named`, which has to tell one `assign` from another, find the bundle
     in `store`; without a key, nothing is kept."""
     name = hashlib.sha256(repr((key, len(places), named)).encode()).hexdigest() if key and store is not None else ""
+    chosen = assign or (lambda s: even(s, len(places)))
+    bundle = in_parts(model, target, shapes, lambda s: (chosen(s), {}), store, name)
+    if len(bundle.parts) < len(places):
+        places = places[: len(bundle.parts)]
+    return PipelinedModel(bundle, places)
+
+
+def in_parts(
+    model: Any, target: Target, shapes: Mapping[str, Sequence[int | str | None]] | None,
+    assign: Callable[[Stitched], tuple[Sequence[int], Mapping[str, str]]], store: Cache | None, name: str,
+) -> Bundle:  # fmt: skip
+    """The model in parts, from `store` if it is there under this name; "": nothing is kept."""
     bundle = store.load_bundle(name) if name and store is not None else None
     if bundle is None or not unchanged(bundle.report):
         from stitch.compiler import compile_parts
 
-        bundle = compile_parts(model, target, shapes, assign or (lambda s: even(s, len(places))))
+        bundle = compile_parts(model, target, shapes, assign)
         if name and store is not None:
             store.store_bundle(name, bundle)
-    if len(bundle.parts) < len(places):
-        places = places[: len(bundle.parts)]
-    return PipelinedModel(bundle, places)
+    return bundle
+
+
+class PlacedModel(PipelinedModel):
+    """A model in the stages that were decided on."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.decision = Decision.of_json(bundle.report["placement"])
+        super().__init__(bundle, [s.cpus for s in self.decision.stages])
+
+    def explain(self) -> Decision:
+        """The stages, what they are predicted to take, the bottleneck, and what else there was."""
+        return self.decision
+
+
+class NullModel(RunnableModel):
+    """A model on the null device: outputs of the right shapes, all zero, and nothing computed."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact.inputs, artifact.outputs)
+        self.pipeline = single(artifact, Null().load(artifact))
+
+    def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The named outputs (None: all), all zero."""
+        results = self.pipeline.run(self._in_order(feeds))
+        return results if output_names is None else [results[self._position(name)] for name in output_names]
+
+    def _pipeline(self) -> Pipeline:
+        return self.pipeline
 
 
 def unchanged(report: Mapping[str, Any]) -> bool:

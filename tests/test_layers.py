@@ -42,6 +42,8 @@ TABLE = """
     stitch.simulate.events
     stitch.simulate.gantt
     stitch.plan
+    stitch.decision
+    stitch.limits
     stitch.bundle
     stitch.peak
 
@@ -166,6 +168,7 @@ TABLE = """
     stitch.calibration.networks
     stitch.calibration
     stitch.calibration.command
+    stitch.placed
     stitch.pipelined
     stitch.delegation
     stitch.delegated

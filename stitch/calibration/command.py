@@ -18,7 +18,7 @@ def run(output: str | None, show: bool) -> None:
     target = machine.host()
     path = Path(output) if output else place(target)
     if show:
-        print(describe(known(target), target))
+        print(describe(cost.known(target, knobs.current().cache_dir), target))
         return
     if path is None:
         raise ResourceError("cache", "there is no cache directory", "set STITCH_CACHE_DIR, or give --output FILE")
@@ -32,13 +32,6 @@ def place(target: Target) -> Path | None:
     """Where the calibration of a machine is kept; None without a cache directory."""
     folder = knobs.current().cache_dir
     return None if folder is None else folder / cost.file_name(target)
-
-
-def known(target: Target) -> Rates:
-    """The calibration of this machine, or a guess from its target."""
-    path = place(target)
-    found = cost.load(path, target) if path is not None else None
-    return found if found is not None else Rates.of(target)
 
 
 def describe(rates: Rates, target: Target) -> str:

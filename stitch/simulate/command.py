@@ -7,7 +7,7 @@ simulated with its queues.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,7 @@ def _share(text: str) -> float:
 def run(args: argparse.Namespace) -> None:
     from stitch import boardfile
     from stitch.placement import latency
-    from stitch.simulate.model import problem_of
+    from stitch.simulate.model import problem_of, sizes_of
 
     board = boardfile.load(args.board)
     stitched = stitch_for(Path(args.model), board)
@@ -83,20 +83,6 @@ def stitch_for(model: Path, board: Board) -> Stitched:
     now = knobs.current()
     machine = target.parse(board.target)
     return stitch(simplify(importer.load(model)), (now.l2_bytes or machine.l2_bytes) // 2, now.schemes, now.merging)
-
-
-def sizes_of(stitched: Stitched, given: Mapping[str, int]) -> dict[str, int]:
-    """An extent for every symbol of a model."""
-    from stitch import dims
-
-    values = [*stitched.graph.inputs, *(v for n in stitched.graph.nodes for v in n.outputs)]
-    inputs = {s for v in stitched.graph.inputs for d in v.shape for s in dims.symbols(d)}
-    for name in given:
-        if name not in inputs:
-            raise StitchError(
-                f"the model has no symbol {name!r}", f"its symbols are {', '.join(sorted(inputs)) or 'none'}"
-            )
-    return {s: given.get(s, OTHERWISE) for v in values for d in v.shape for s in dims.symbols(d)}
 
 
 def _total(work: Sequence[object]) -> str:

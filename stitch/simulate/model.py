@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stitch import dims
+from stitch.errors import StitchError
 from stitch.graph import Value as Tensor
 from stitch.ops.primitives import PRIMITIVES
 from stitch.placement.problem import INPUT, Device, Item, Link, Problem, Value
@@ -47,7 +48,7 @@ def problem_of(
         for k, w in zip(stitched.kernels, work, strict=True)
     )
     devices = tuple(Device(c.name, len(c.cores)) for c in clusters)
-    return Loaded(Problem(items, devices, _values(stitched, sizes, constants), links_of(board, clusters)), work)
+    return Loaded(Problem(items, devices, values_of(stitched, sizes), links_of(board, clusters)), work)
 
 
 def links_of(board: Board, clusters: Sequence[Cluster]) -> tuple[tuple[Link, ...], ...]:
@@ -56,7 +57,9 @@ def links_of(board: Board, clusters: Sequence[Cluster]) -> tuple[tuple[Link, ...
     return tuple(tuple(Link(link.latency, link.bandwidth) for b in names for link in [board.link(a, b)]) for a in names)
 
 
-def _values(stitched: Stitched, sizes: Mapping[str, int], constants: set[Tensor]) -> tuple[Value, ...]:
+def values_of(stitched: Stitched, sizes: Mapping[str, int]) -> tuple[Value, ...]:
+    """The values that pass between kernels, which are counted from 0, and inputs and outputs."""
+    constants = {n.output for n in stitched.graph.nodes if PRIMITIVES[n.prim].kind == "source"}
     made: dict[Tensor, int] = dict.fromkeys(stitched.graph.inputs, INPUT)
     users: dict[Tensor, list[int]] = {}
     for k, kernel in enumerate(stitched.kernels):
@@ -78,3 +81,18 @@ def _note(kernel: Kernel, k: int, users: dict[Tensor, list[int]], constants: set
     for v in kernel.reads():
         if v not in constants:
             users.setdefault(v, []).append(k)
+
+
+OTHERWISE = 1  # the extent of a symbol that is not given
+
+
+def sizes_of(stitched: Stitched, given: Mapping[str, int]) -> dict[str, int]:
+    """An extent for every symbol of a model."""
+    values = [*stitched.graph.inputs, *(v for n in stitched.graph.nodes for v in n.outputs)]
+    inputs = {s for v in stitched.graph.inputs for d in v.shape for s in dims.symbols(d)}
+    for name in given:
+        if name not in inputs:
+            raise StitchError(
+                f"the model has no symbol {name!r}", f"its symbols are {', '.join(sorted(inputs)) or 'none'}"
+            )
+    return {s: given.get(s, OTHERWISE) for v in values for d in v.shape for s in dims.symbols(d)}
