@@ -12,7 +12,7 @@ chain without an axis to cut takes all rows of a point at once, in several regis
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from stitch import access, dims
 from stitch.access import Axis
@@ -25,6 +25,7 @@ from stitch.codegen.lower import tiles_of as tiles_in
 from stitch.codegen.peeling import peeled
 from stitch.codegen.splitting import Work
 from stitch.dims import Dim
+from stitch.graph import Value
 from stitch.stitching import schedule
 from stitch.stitching.schemes import estimate
 from stitch.target import Target
@@ -33,16 +34,40 @@ MANY = 1024
 """Rows that an open number of rows is taken to be: what matters is the time of many."""
 
 
-def phase(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Constant]]:
-    """The loops of a chain, its tiles, and the constants that it reads in an order of its own."""
+@dataclass
+class Made:
+    """The phases of a chain, its tiles, the constants that it reads in an order of its own, and the panels that one phase
+    packs for another."""
+
+    phases: list[Phase] = field(default_factory=list)
+    tiles: list[Buffer] = field(default_factory=list)
+    packed: dict[Buffer, Constant] = field(default_factory=dict)
+    panels: dict[Buffer, Value] = field(default_factory=dict)
+
+    def take(self, part: tiling.Inside, names: Names, target: Target) -> tuple[Stmt, ...]:
+        """The statements of a contraction; the rest of it is put where it belongs."""
+        self.tiles += part.tiles
+        self.packed |= part.packed
+        for buffer, value, work in part.before:
+            self.panels[buffer] = value
+            loops, own, relaid = mapping.phase(work, target, names.constants())
+            self.phases.append(peeled(loops))
+            self.tiles += own
+            self.packed |= relaid
+        return part.body
+
+
+def phases(names: Names, target: Target) -> Made:
+    """The loops of a chain: one phase, after those that pack panels for it."""
     chain = names.kernel.chain
     assert chain is not None
-    loops, tiles, packed = _all_rows(names, target) if chain.row is None else _some_rows(names, target)
-    tiles += tuple(t.buffer for t in names.tiles.values())
-    return loops, tuple(dict.fromkeys(tiles)), packed
+    made = Made()
+    made.phases.append(_all_rows(names, target, made) if chain.row is None else _some_rows(names, target, made))
+    made.tiles = list(dict.fromkeys([*made.tiles, *(t.buffer for t in names.tiles.values())]))
+    return made
 
 
-def _some_rows(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Constant]]:
+def _some_rows(names: Names, target: Target, made: Made) -> Phase:
     """A register tile of rows at a time."""
     kernel, chain = names.kernel, names.kernel.chain
     assert chain is not None
@@ -56,50 +81,42 @@ def _some_rows(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...],
     axes = (*chain.batch, outer) if outer.extent != 1 else chain.batch
     names.block = axes
     body: list[Stmt] = []
-    tiles: list[Buffer] = []
-    packed: dict[Buffer, Constant] = {}
     for given in kernel.phases:
         part = given.substitute(moved)
         if part.contraction is not None:
             here = schedule.Phase(axes, part.groups, _in_block(part.contraction, axes, inner))
-            stmts, own, panels = tiling.block(names, here, target, (rows, clip))
-            packed |= panels
-            body += stmts
+            body += made.take(tiling.block(names, here, target, (rows, clip), extent), names, target)
         else:
             work = nests(names, part)
             stmts, relaid = mapping.by_row(work, target, names.constants())
-            packed |= relaid
-            own = tiles_in(work)
+            made.packed |= relaid
+            made.tiles += tiles_in(work)
             body += stmts if inner.extent == 1 else (Loop(inner, stmts, (), "serial", clip),)
-        tiles += own
-    return Phase(axes, tuple(body), _grain(kernel, rows)), tuple(tiles), packed
+    return Phase(axes, tuple(body), _grain(kernel, rows))
 
 
-def _all_rows(names: Names, target: Target) -> tuple[Phase, tuple[Buffer, ...], dict[Buffer, Constant]]:
+def _all_rows(names: Names, target: Target, made: Made) -> Phase:
     """All rows at a point of the batch axes: the phases as they would be mapped by themselves, their tasks as loops."""
     kernel, chain = names.kernel, names.kernel.chain
     assert chain is not None
     names.block = chain.batch
     body: list[Stmt] = []
-    tiles: list[Buffer] = []
-    packed: dict[Buffer, Constant] = {}
     rows: Dim = 1
     for part in kernel.phases:
         if part.contraction is not None:
             rows = dims.product(x.extent for x in part.contraction.rows)
-            stmts, own, panels = tiling.block(names, part, target, None)
-            packed |= panels
+            body += made.take(tiling.block(names, part, target, None), names, target)
         else:
             inner = tuple(a for a in part.parallel if a not in chain.batch)
             loops, own, relaid = mapping.phase(Work(inner, tuple(nests(names, part))), target, names.constants())
-            packed |= relaid
+            made.packed |= relaid
+            made.tiles += own
             loops = peeled(replace(loops, axes=(*chain.batch, *loops.axes)), loops.axes)
             stmts = loops.body
             for a in reversed(loops.axes[len(chain.batch) :]):
                 stmts = (Loop(a, stmts),)
-        body += stmts
-        tiles += own
-    return Phase(chain.batch, tuple(body), _grain(kernel, rows)), tuple(tiles), packed
+            body += stmts
+    return Phase(chain.batch, tuple(body), _grain(kernel, rows))
 
 
 def _in_block(heavy: schedule.Contraction, axes: tuple[Axis, ...], inner: Axis) -> schedule.Contraction:

@@ -62,10 +62,11 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
         names.tiles.clear()
         names.registers.clear()
         if kernel.chain is not None:
-            loops, own, panels = blocks.phase(names, target)
-            packed |= panels
-            phases.append(loops)
-            tiles += own
+            made = blocks.phases(names, target)
+            packed |= made.packed
+            parts |= made.panels
+            phases += made.phases
+            tiles += made.tiles
             break
         if part.contraction is not None:
             loops, own, panels = tiling.phase(names, part, target)

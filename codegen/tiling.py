@@ -11,7 +11,7 @@ row tiles of a panel are a loop inside its task instead of tasks of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,11 +25,18 @@ from stitch.codegen.contract import ALIAS, WAYS, efficiency, main_tiles
 from stitch.codegen.loops import Buffer, Clip, Contract, ContractLoop, Expr, Guarded, Loop, Phase, Read, Stmt, Store
 from stitch.codegen.lower import Names, Nest, Rewriter, indices, literal, nests
 from stitch.codegen.mapping import CHUNK, joinable, loops
+from stitch.codegen.splitting import Work
 from stitch.dims import Dim
 from stitch.graph import Value
 from stitch.stitching import schedule
 from stitch.stitching.schemes import estimate
 from stitch.target import Target
+
+
+OFTEN, MOST = 96, 512
+"""Rows from which panels that are computed are packed before: a copy takes as long as some 4 rows, and reading in order
+saves a twentieth. Where their number is open, a panel may be read for one of them; so it has at most so many elements
+for each row."""
 
 
 @dataclass
@@ -41,6 +48,17 @@ class _Roles:
     a: Index
     b: Index
     nest: Nest
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A contraction inside a task: its statements, the tiles and packed constants that these use, and panels that have
+    to be there before, with what is to be done for them."""
+
+    body: tuple[Stmt, ...]
+    tiles: tuple[Buffer, ...]
+    packed: Mapping[Buffer, Panels]
+    before: tuple[tuple[Buffer, Value, Work], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,7 @@ class Tiling:
         self.summed = _ordered(roles)
         self.acc = Buffer("acc", self.dtype, self.height * self.width, "tile")
         self.tiles, self.packed = [self.acc], dict[Buffer, Panels]()
+        self.before: list[tuple[Buffer, Value, Work]] = []
 
     @property
     def first(self) -> Index:
@@ -128,6 +147,30 @@ class Tiling:
         at = self.roles.b.substitute(place)
         taken = self.names.buffer(self.value)
         return _Panel(source, Index(), strides, _pack(taken, source, at, self.summed, strides, j, self.column, place))
+
+    def packed_before(self) -> _Panel:
+        """All panels, packed by a phase before, with zeros beyond the last column."""
+        r, j = self.roles, Axis("j", self.width)
+        at, strides = _panel_index(r, self.others, self.panel, self.summed, self.width)
+        used = tuple(x for x in (*r.batch, *self.others) if r.b.coefficient(x) != 0)
+        shape = (*(x.extent for x in (*used, self.panel, *self.summed)), self.width)
+        panels = Value("panels", self.dtype, shape)
+        buffer = Buffer("p", self.dtype, panels.size)
+        place = access.add(self.first, access.of(j))
+        value: Expr = Read(self.names.buffer(self.value), r.b.substitute({self.column: place}))
+        if _clip(self.width, self.panel, self.column.extent) is not None:
+            value = Guarded((Bound(place, self.column.extent),), value, literal(0, self.dtype))
+        kept = tuple(x for x in (*self.summed, j) if x.extent != 1)
+        to = access.add(at, access.index(0, *zip(self.summed, strides, strict=True), (j, 1)))
+        nest = Nest(kept, (), (Store(buffer, to, value),))
+        parallel = tuple(x for x in (*used, self.panel) if x.extent != 1)
+        self.before.append((buffer, panels, Work(parallel, (nest,))))
+        return _Panel(buffer, at, strides)
+
+    def is_read_often(self, rows: Dim) -> bool:
+        """Whether so many rows are multiplied by each panel that packing it pays, even if an open number of them is 1."""
+        size = dims.product(x.extent for x in (*self.roles.columns, *self.summed))
+        return (not isinstance(rows, int) or rows >= OFTEN) and dims.prove_le(size, rows * MOST) is True
 
     def _start(self, index: Index) -> Index:
         """An index at the beginning of what is summed."""
@@ -183,9 +226,10 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
 
 
 def block(
-    names: Names, part: schedule.Phase, target: Target, rows: tuple[int, Clip | None] | None
-) -> tuple[tuple[Stmt, ...], tuple[Buffer, ...], dict[Buffer, Panels]]:
-    """All columns of some rows inside a task: loops over panels and, if these rows are not one tile, over tiles."""
+    names: Names, part: schedule.Phase, target: Target, rows: tuple[int, Clip | None] | None, among: Dim = 1
+) -> Inside:
+    """All columns of some rows inside a task: loops over panels and, if these rows are not one tile, over tiles.
+    `among`: how many rows all tasks together take at a point of the batch axes."""
     t = Tiling(names, part, target, True, rows)
     extent = t.column.extent
 
@@ -193,6 +237,8 @@ def block(
         return _looped(t.tile, t.body(panel, first, columns))
 
     given = t.constant()
+    if given is None and t.is_read_often(among):
+        given = t.packed_before()
     if given is None and not t.is_contiguous:
         packed = t.packed_here(t.first)
         body = _looped(t.panel, (*packed.before, *tiles(packed, t.first, _clip(t.width, t.panel, extent))))
@@ -209,7 +255,7 @@ def block(
         body = (*whole, Loop(short, (*packed.before, *rest)))
     for x in reversed(t.others):
         body = _looped(x, body)
-    return body, tuple(t.tiles), t.packed
+    return Inside(body, tuple(t.tiles), t.packed, tuple(t.before))
 
 
 def _looped(axis: Axis, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
