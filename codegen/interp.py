@@ -219,12 +219,14 @@ class _Machine:
         if block is not zero or not blocks:
             blocks.append(block)
         total = functools.reduce(operator.add, blocks)
-        memory = self.memory[s.tile]
-        if memory.size < s.rows * width:
-            raise Fault(f"{s.tile.name} has {memory.size} elements, not {s.rows} x {width}")
-        self.stored[s.tile][: s.rows * width] = False
-        memory[: total.size] = total.ravel()
-        self.stored[s.tile][: total.size] = True
+        memory, first = self.memory[s.tile], int(self.index(s.tile_index)[0])
+        step = width if s.tile_row is None else self.dim(s.tile_row)
+        if step < width or first < 0 or memory.size < first + (s.rows - 1) * step + width:
+            raise Fault(f"{s.tile.name} has {memory.size} elements, not {s.rows} x {width} from {first} on")
+        to = first + np.arange(s.rows)[:, None] * step + j
+        self.stored[s.tile][to] = False
+        memory[to[: len(i)]] = total
+        self.stored[s.tile][to[: len(i)]] = True
 
     def transpose(self, s: Transpose) -> None:
         i = np.arange(max(0, self.trips(s.rows, s.row_clip)))[:, None]

@@ -170,7 +170,7 @@ def symbols(phases: list[Phase], buffers: tuple[Buffer, ...]) -> tuple[str, ...]
         for s in walk(p.body):
             for e in expressions(s):
                 expr(e)
-            for name in ("index", "a_index", "b_index", "to_index"):
+            for name in ("index", "a_index", "b_index", "to_index", "tile_index"):
                 if isinstance(i := getattr(s, name, None), Index):
                     index(i)
             if (axis := getattr(s, "axis", None)) is not None:
@@ -183,6 +183,7 @@ def symbols(phases: list[Phase], buffers: tuple[Buffer, ...]) -> tuple[str, ...]
                 index(bound.index)
             if isinstance(s, Contract):
                 dim(s.a_row)
+                dim(s.tile_row or 0)
                 for k in s.loops:
                     for d in (k.extent, k.a_stride, k.b_stride):
                         dim(d)

@@ -449,7 +449,9 @@ class _Phase:
         words = [*(k.extent for k in padded), *(k.a_stride for k in padded), *(k.b_stride for k in padded)]
         table = self.w.table([self.d.value(x) for x in words])
         a, b = self.m.pointer(s.a, s.a_index), self.m.pointer(s.b, s.b_index)
-        given = f"ptr {a}, i64 {self.d.value(s.a_row)}, ptr {b}, ptr {self._base(s.tile)}, i64 {width}, ptr {table}"
+        to = self._base(s.tile) if s.tile_row is None else self.m.pointer(s.tile, s.tile_index)
+        step = self.d.value(width if s.tile_row is None else s.tile_row)
+        given = f"ptr {a}, i64 {self.d.value(s.a_row)}, ptr {b}, ptr {to}, i64 {step}, ptr {table}"
         rows = f", i64 {self._trips(Axis('rows', s.rows), s.clip)}" if s.clip is not None else ""
         self.w.effect(f"call void @{name}({given}{rows})", s.tile)
 

@@ -34,9 +34,9 @@ Semantics
   of a `Contract`, in the blocks of `sums.runs`.
 * `tile` buffers belong to the worker: they are undefined at the start of a task and must be stored before being read.
   `global` buffers are shared: a phase stores each element at most once, and reads none that it stores at other points.
-* `Contract` sets tile[i·width + j] for i < rows, j < width to Σ over its loops of a[i, k] · b[k, j]; `clip` limits the
-  rows that exist. Rows beyond it are left undefined. (width = vectors · W, W being the lanes of the tile's dtype on
-  the target.)
+* `Contract` sets tile[tile_index + i·tile_row + j] for i < rows, j < width to Σ over its loops of a[i, k] · b[k, j];
+  `clip` limits the rows that exist. Rows beyond it are left undefined. (width = vectors · W, W being the lanes of the
+  tile's dtype on the target; tile_row is the width if it is not given.)
 * `Transpose` is a store of to[to_index + i·to_step + j] for each i < rows and j < columns, of the bits that are in
   source[index + j·step + i]. `rows` and `columns` are only numbers here: their axes are in scope nowhere.
 * `Prefetch` changes nothing, and its index may be outside of the buffer. In a vector loop the elements of neighbouring
@@ -223,6 +223,8 @@ class Contract:
     b_index: Index  # of lane 0 at k = 0; lanes are adjacent
     loops: tuple[ContractLoop, ...]
     clip: Clip | None = None  # the rows that exist: min(clip.block, clip.limit − clip.block · outer); block == rows
+    tile_index: Index = Index()  # of row 0 and lane 0 in the tile
+    tile_row: Dim | None = None  # elements from one row of the tile to the next, if not the width
 
 
 @dataclass(frozen=True)
@@ -351,10 +353,11 @@ def _check_body(body: tuple[Stmt, ...], axes: set[Axis], known: set[Local], buff
                 assert s.value.dtype == dtypes.compute(s.buffer.dtype), f"{s.buffer.name}: store of {s.value.dtype}"
             case Contract():
                 assert not vector, "a contraction inside a vector loop"
-                assert s.tile.space == "tile"
+                assert s.tile.space in ("tile", "block")
                 assert 1 <= len(s.loops) <= 3
                 assert {s.a, s.b, s.tile} <= set(buffers)
                 _check_index(s.a_index, axes, known)
+                _check_index(s.tile_index, axes, known)
                 _check_index(s.b_index, axes, known)
             case Transpose():
                 assert not vector, "a transpose inside a vector loop"
@@ -465,8 +468,8 @@ class _Printer:
                 case Contract():
                     loops = ", ".join(f"{k.extent}:{k.a_stride}:{k.b_stride}" for k in s.loops)
                     lines.append(
-                        f"{pad}{self.name(s.tile)}[{s.rows}, {s.vectors}*W] := {self.name(s.a)}[{self.index(s.a_index)}"
-                        f" + {s.a_row}*row] . {self.name(s.b)}[{self.index(s.b_index)} + lane] over {loops}"
+                        f"{pad}{self.name(s.tile)}[{self.corner(s)}{s.rows}, {s.vectors}*W] := "
+                        f"{self.name(s.a)}[{self.index(s.a_index)} + {s.a_row}*row] . {self.name(s.b)}[{self.index(s.b_index)} + lane] over {loops}"
                     )
                 case Transpose():
                     sizes = f"{self.extent(s.rows, s.row_clip)}, {self.extent(s.columns, s.column_clip)}"
@@ -477,6 +480,9 @@ class _Printer:
                 case Prefetch():
                     lines.append(f"{pad}prefetch {self.name(s.buffer)}[{self.index(s.index)}]")
         return lines
+
+    def corner(self, s: Contract) -> str:
+        return "" if s.tile_row is None else f"{self.index(s.tile_index)} + {s.tile_row}*row; "
 
     def extent(self, axis: Axis, clip: Clip | Gate | None) -> str:
         match clip:

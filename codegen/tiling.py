@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -178,6 +178,15 @@ class Tiling:
 
     # -------------------------------------------------- a tile
 
+    @cached_property
+    def block(self) -> Store | None:
+        """The only store of the epilogue, if it puts results as they are into rows of a block."""
+        match self.roles.nest:
+            case Nest(body=(Store(buffer, index, Read(source)) as s,), folds=(), after=()):
+                plain = source is self.result and buffer.space == "block" and buffer.dtype == self.dtype
+                return s if plain and index.coefficient(self.column) == 1 else None
+        return None
+
     def body(self, panel: _Panel, first: Index, columns: Clip | None) -> tuple[Stmt, ...]:
         """The micro-kernel, and the epilogue. `first`: the panel's first column; `columns`: how many there are."""
         corner = access.index(0, (self.tile, self.height)) if self.tile.extent != 1 else access.ZERO
@@ -189,8 +198,12 @@ class Tiling:
             tuple(ContractLoop(k.extent, a.coefficient(k), s) for k, s in ks) or (ContractLoop(1, 0, 0),),
             self.row_clip,
         )  # fmt: skip
+        if self.block is not None and columns is None and self.panel.extent != 1:
+            to, step = self.block.index.substitute({row: corner, self.column: first}), self.block.index.coefficient(row)
+            return (replace(contract, tile=self.block.buffer, tile_index=to, tile_row=step),)
         # A single panel is as wide as the matrix: the epilogue may stop there without a clip.
-        j = Axis("j", self.column.extent if self.panel.extent == 1 else self.width)
+        single = self.panel.extent == 1 and dims.prove_le(self.column.extent, self.width) is True
+        j = Axis("j", self.column.extent if single else self.width)
         place = {row: access.add(corner, access.of(self.i)), self.column: access.add(first, access.of(j))}
         epilogue = _epilogue(self.roles.nest, self.result, self.acc, place, self.i, j, self.width)
         clips = {x: c for x, c in ((self.i, self.row_clip), (j, columns)) if c is not None}
@@ -242,17 +255,17 @@ def block(
     if given is None and not t.is_contiguous:
         packed = t.packed_here(t.first)
         body = _looped(t.panel, (*packed.before, *tiles(packed, t.first, _clip(t.width, t.panel, extent))))
-    elif given is not None or (isinstance(extent, int) and extent % t.width == 0):
+    elif (isinstance(extent, int) and extent % t.width == 0) or (given is not None and t.block is None):
         body = _looped(t.panel, tiles(given or t.in_place(), t.first, _clip(t.width, t.panel, extent)))
-    else:  # the operand is read in place, but for a panel that is not full: that is packed
-        full = extent // t.width
+    else:  # a panel that is not full needs a tile, and is packed here, if the operand is read in place
+        full, panel = extent // t.width, t.panel
         short = Axis("ns", dims.ceil_div(extent, t.width) - full)
         first = Index(full * t.width)
-        packed = t.packed_here(first)
-        rest = tiles(packed, first, Clip(t.width, short, extent - full * t.width))
+        last = t.packed_here(first) if given is None else replace(given, at=given.at.substitute({panel: Index(full)}))
+        rest = tiles(last, first, Clip(t.width, short, extent - full * t.width))
         t.panel = Axis("no", full)
-        whole = _looped(t.panel, tiles(t.in_place(), t.first, None))
-        body = (*whole, Loop(short, (*packed.before, *rest)))
+        given = t.in_place() if given is None else replace(given, at=given.at.substitute({panel: access.of(t.panel)}))
+        body = (*_looped(t.panel, tiles(given, t.first, None)), Loop(short, (*last.before, *rest)))
     for x in reversed(t.others):
         body = _looped(x, body)
     return Inside(body, tuple(t.tiles), t.packed, tuple(t.before))
