@@ -36,24 +36,21 @@ MANY = 1024
 
 @dataclass
 class Made:
-    """The phases of a chain, its tiles, the constants that it reads in an order of its own, and the panels that one phase
-    packs for another."""
+    """The phases of a chain, its tiles, the constants that it reads in an order of its own, and the panels that some
+    phases pack for the last."""
 
     phases: list[Phase] = field(default_factory=list)
     tiles: list[Buffer] = field(default_factory=list)
     packed: dict[Buffer, Constant] = field(default_factory=dict)
     panels: dict[Buffer, Value] = field(default_factory=dict)
 
-    def take(self, part: tiling.Inside, names: Names, target: Target) -> tuple[Stmt, ...]:
+    def take(self, part: tiling.Inside) -> tuple[Stmt, ...]:
         """The statements of a contraction; the rest of it is put where it belongs."""
         self.tiles += part.tiles
         self.packed |= part.packed
-        for buffer, value, work in part.before:
+        for buffer, value, packing in part.before:
             self.panels[buffer] = value
-            loops, own, relaid = mapping.phase(work, target, names.constants())
-            self.phases.append(peeled(loops))
-            self.tiles += own
-            self.packed |= relaid
+            self.phases.append(packing)
         return part.body
 
 
@@ -85,7 +82,7 @@ def _some_rows(names: Names, target: Target, made: Made) -> Phase:
         part = given.substitute(moved)
         if part.contraction is not None:
             here = schedule.Phase(axes, part.groups, _in_block(part.contraction, axes, inner))
-            body += made.take(tiling.block(names, here, target, (rows, clip), extent), names, target)
+            body += made.take(tiling.block(names, here, target, (rows, clip), extent))
         else:
             work = nests(names, part)
             stmts, relaid = mapping.by_row(work, target, names.constants())
@@ -105,7 +102,7 @@ def _all_rows(names: Names, target: Target, made: Made) -> Phase:
     for part in kernel.phases:
         if part.contraction is not None:
             rows = dims.product(x.extent for x in part.contraction.rows)
-            body += made.take(tiling.block(names, part, target, None), names, target)
+            body += made.take(tiling.block(names, part, target, None))
         else:
             inner = tuple(a for a in part.parallel if a not in chain.batch)
             loops, own, relaid = mapping.phase(Work(inner, tuple(nests(names, part))), target, names.constants())

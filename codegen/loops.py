@@ -54,7 +54,7 @@ from typing import Literal as Choice
 import numpy as np
 
 from stitch import dims, dtypes
-from stitch.access import Axis, Bound, Index, Variable, index
+from stitch.access import ZERO, Axis, Bound, Index, Variable, index
 from stitch.dims import Dim
 from stitch.ops.primitives import PRIMITIVES
 
@@ -223,7 +223,7 @@ class Contract:
     b_index: Index  # of lane 0 at k = 0; lanes are adjacent
     loops: tuple[ContractLoop, ...]
     clip: Clip | None = None  # the rows that exist: min(clip.block, clip.limit − clip.block · outer); block == rows
-    tile_index: Index = Index()  # of row 0 and lane 0 in the tile
+    tile_index: Index = ZERO  # of row 0 and lane 0 in the tile
     tile_row: Dim | None = None  # elements from one row of the tile to the next, if not the width
 
 
@@ -469,7 +469,8 @@ class _Printer:
                     loops = ", ".join(f"{k.extent}:{k.a_stride}:{k.b_stride}" for k in s.loops)
                     lines.append(
                         f"{pad}{self.name(s.tile)}[{self.corner(s)}{s.rows}, {s.vectors}*W] := "
-                        f"{self.name(s.a)}[{self.index(s.a_index)} + {s.a_row}*row] . {self.name(s.b)}[{self.index(s.b_index)} + lane] over {loops}"
+                        f"{self.name(s.a)}[{self.index(s.a_index)} + {s.a_row}*row] . "
+                        f"{self.name(s.b)}[{self.index(s.b_index)} + lane] over {loops}"
                     )
                 case Transpose():
                     sizes = f"{self.extent(s.rows, s.row_clip)}, {self.extent(s.columns, s.column_clip)}"

@@ -22,21 +22,32 @@ from stitch import access, dims, dtypes
 from stitch.access import Axis, Bound, Index
 from stitch.codegen.constants import Panels
 from stitch.codegen.contract import ALIAS, WAYS, efficiency, main_tiles
-from stitch.codegen.loops import Buffer, Clip, Contract, ContractLoop, Expr, Guarded, Loop, Phase, Read, Stmt, Store
+from stitch.codegen.loops import (
+    Buffer,
+    Clip,
+    Contract,
+    ContractLoop,
+    Expr,
+    Guarded,
+    Loop,
+    Phase,
+    Read,
+    Stmt,
+    Store,
+    Transpose,
+)
 from stitch.codegen.lower import Names, Nest, Rewriter, indices, literal, nests
 from stitch.codegen.mapping import CHUNK, joinable, loops
-from stitch.codegen.splitting import Work
 from stitch.dims import Dim
 from stitch.graph import Value
 from stitch.stitching import schedule
 from stitch.stitching.schemes import estimate
 from stitch.target import Target
 
-
 OFTEN, MOST = 96, 512
-"""Rows from which panels that are computed are packed before: a copy takes as long as some 4 rows, and reading in order
-saves a twentieth. Where their number is open, a panel may be read for one of them; so it has at most so many elements
-for each row."""
+"""Rows from which a second operand that could be read where it is may be packed: a copy takes as long as some 4 rows,
+and reading in order saves a twentieth. An open number of rows can be one; so there are at most so many elements for
+each."""
 
 
 @dataclass
@@ -58,7 +69,7 @@ class Inside:
     body: tuple[Stmt, ...]
     tiles: tuple[Buffer, ...]
     packed: Mapping[Buffer, Panels]
-    before: tuple[tuple[Buffer, Value, Work], ...] = ()
+    before: tuple[tuple[Buffer, Value, Phase], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ class Tiling:
         self.summed = _ordered(roles)
         self.acc = Buffer("acc", self.dtype, self.height * self.width, "tile")
         self.tiles, self.packed = [self.acc], dict[Buffer, Panels]()
-        self.before: list[tuple[Buffer, Value, Work]] = []
+        self.before: list[tuple[Buffer, Value, Phase]] = []
 
     @property
     def first(self) -> Index:
@@ -146,31 +157,43 @@ class Tiling:
         place = {self.column: access.add(first, access.of(j))}
         at = self.roles.b.substitute(place)
         taken = self.names.buffer(self.value)
-        return _Panel(source, Index(), strides, _pack(taken, source, at, self.summed, strides, j, self.column, place))
+        body = _pack(taken, source, access.ZERO, at, self.summed, strides, j, self.column, place)
+        return _Panel(source, Index(), strides, body)
 
     def packed_before(self) -> _Panel:
-        """All panels, packed by a phase before, with zeros beyond the last column."""
-        r, j = self.roles, Axis("j", self.width)
-        at, strides = _panel_index(r, self.others, self.panel, self.summed, self.width)
+        """All panels, packed by a phase before. What is beyond the last column is zero, or anything."""
+        r, source = self.roles, self.names.buffer(self.value)
         used = tuple(x for x in (*r.batch, *self.others) if r.b.coefficient(x) != 0)
-        shape = (*(x.extent for x in (*used, self.panel, *self.summed)), self.width)
-        panels = Value("panels", self.dtype, shape)
+        panels = Value("panels", self.dtype, (*(x.extent for x in (*used, self.panel, *self.summed)), self.width))
         buffer = Buffer("p", self.dtype, panels.size)
-        place = access.add(self.first, access.of(j))
-        value: Expr = Read(self.names.buffer(self.value), r.b.substitute({self.column: place}))
-        if _clip(self.width, self.panel, self.column.extent) is not None:
-            value = Guarded((Bound(place, self.column.extent),), value, literal(0, self.dtype))
-        kept = tuple(x for x in (*self.summed, j) if x.extent != 1)
-        to = access.add(at, access.index(0, *zip(self.summed, strides, strict=True), (j, 1)))
-        nest = Nest(kept, (), (Store(buffer, to, value),))
+        at, strides = _panel_index(r, self.others, self.panel, self.summed, self.width)
+        clip = _clip(self.width, self.panel, self.column.extent)
+        lane, along = Axis("j", self.width), next((k for k in self.summed if r.b.coefficient(k) == 1), None)
+        place = {self.column: access.add(self.first, access.of(lane))}
+        body: tuple[Stmt, ...]
+        if along is None or self.is_contiguous or source.dtype != self.dtype:
+            body = _pack(source, buffer, at, r.b.substitute(place), self.summed, strides, lane, self.column, place)
+        else:
+            rest = {k: s for k, s in zip(self.summed, strides, strict=True) if k is not along}
+            to, first = access.add(at, access.index(0, *rest.items())), r.b.substitute({self.column: self.first})
+            taken = Index(first.offset, tuple(t for t in first.terms if t[0] is not along))
+            step = dict(zip(self.summed, strides, strict=True))[along]
+            rows = Axis(along.name, along.extent)
+            body = (Transpose(buffer, to, step, source, taken, r.b.coefficient(self.column), rows, lane, None, clip),)
+            for k in rest:
+                body = (Loop(k, body),)
         parallel = tuple(x for x in (*used, self.panel) if x.extent != 1)
-        self.before.append((buffer, panels, Work(parallel, (nest,))))
+        grain = dims.ceil_div(CHUNK, dims.product(k.extent for k in self.summed) * self.width // 8 + 1)
+        self.before.append((buffer, panels, Phase(parallel, body, grain)))
         return _Panel(buffer, at, strides)
 
-    def is_read_often(self, rows: Dim) -> bool:
-        """Whether so many rows are multiplied by each panel that packing it pays, even if an open number of them is 1."""
+    def is_far(self, rows: Dim, target: Target) -> bool:
+        """Whether the second operand is too large to be read well where it is, and multiplied by so many rows that a
+        copy pays, even if an open number of them is 1."""
         size = dims.product(x.extent for x in (*self.roles.columns, *self.summed))
-        return (not isinstance(rows, int) or rows >= OFTEN) and dims.prove_le(size, rows * MOST) is True
+        if not isinstance(rows, int):
+            return dims.prove_le(size, rows * MOST) is True
+        return rows >= OFTEN and estimate(size) * self.dtype.itemsize > target.l2_bytes // 8
 
     def _start(self, index: Index) -> Index:
         """An index at the beginning of what is summed."""
@@ -250,12 +273,9 @@ def block(
         return _looped(t.tile, t.body(panel, first, columns))
 
     given = t.constant()
-    if given is None and t.is_read_often(among):
+    if given is None and (not t.is_contiguous or t.is_far(among, target)):
         given = t.packed_before()
-    if given is None and not t.is_contiguous:
-        packed = t.packed_here(t.first)
-        body = _looped(t.panel, (*packed.before, *tiles(packed, t.first, _clip(t.width, t.panel, extent))))
-    elif (isinstance(extent, int) and extent % t.width == 0) or (given is not None and t.block is None):
+    if (isinstance(extent, int) and extent % t.width == 0) or (given is not None and t.block is None):
         body = _looped(t.panel, tiles(given or t.in_place(), t.first, _clip(t.width, t.panel, extent)))
     else:  # a panel that is not full needs a tile, and is packed here, if the operand is read in place
         full, panel = extent // t.width, t.panel
@@ -399,10 +419,10 @@ def _panel_index(
 
 
 def _pack(
-    source: Buffer, target: Buffer, at: Index, summed: Sequence[Axis], strides: Sequence[Dim], lane: Axis,
+    source: Buffer, target: Buffer, to: Index, at: Index, summed: Sequence[Axis], strides: Sequence[Dim], lane: Axis,
     column: Axis, place: dict[Axis, Index],
 ) -> tuple[Stmt, ...]:  # fmt: skip
-    """panel[k, lane] := b[k, column], zero beyond the last column."""
+    """The panel from `to` on: panel[k, lane] := b[k, column], zero beyond the last column."""
     fresh = {k: Axis(k.name, k.extent) for k in summed}
     j = Axis("j", lane.extent)
     rename = {**{k: access.of(v) for k, v in fresh.items()}, lane: access.of(j)}
@@ -411,7 +431,7 @@ def _pack(
         bound = Bound(place[column].substitute(rename), column.extent)
         value = Guarded((bound,), value, literal(0, dtypes.compute(source.dtype)))
     index = access.index(0, *((fresh[k], s) for k, s in zip(summed, strides, strict=True) if k.extent != 1), (j, 1))
-    nest = Nest((*fresh.values(), j), (), (Store(target, index, value),))
+    nest = Nest((*fresh.values(), j), (), (Store(target, access.add(to, index), value),))
     return loops(nest, j, times=1)
 
 

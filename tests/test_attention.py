@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stitch import dims
+from stitch.codegen import kernels
 from stitch.dims import Dim
 from stitch.dtypes import BOOL, FLOAT32
 from stitch.evaluate import evaluate
 from stitch.graph import Builder, Graph, Value
 from stitch.stitching.schedule import Kernel
+from stitch.stitching.trace import Flow
 from tests import pipeline
 
 Array = npt.NDArray[np.float32]
@@ -117,9 +119,9 @@ class Case:
 
 def chain_of(graph: Graph) -> Kernel:
     """The one chain; no other kernel has a contraction."""
-    kernels = pipeline.cut(graph).kernels
-    (found,) = [k for k in kernels if k.chain is not None]
-    assert [n.prim for k in kernels for n in k.nodes].count("contract") == 2
+    made = pipeline.cut(graph).kernels
+    (found,) = [k for k in made if k.chain is not None]
+    assert [n.prim for k in made for n in k.nodes].count("contract") == 2
     assert [n.prim for n in found.nodes].count("contract") == 2
     return found
 
@@ -173,14 +175,54 @@ def test_some_variants(case: Case) -> None:
 
 
 @pytest.mark.parametrize("given_dims", [False, True], ids=["fixed", "open"])
-def test_keys_of_a_group_of_heads_are_transposed_once(given_dims: bool) -> None:
-    """Before they are spread over the heads that share them."""
-    graph, feeds = Case(lead=(2, 8), repeats=4, open=given_dims).graph()
-    nodes = [n for k in pipeline.cut(graph).kernels for n in k.nodes if n.prim == "transpose"]
-    (turned,) = [n for n in nodes if n.output.name.endswith(".turned")]
-    keys = next(v for v in graph.inputs if v.name == "k")
-    assert turned.output.size == keys.size
-    assert feeds["k"].shape[1] == 2
+def test_keys_of_a_group_of_heads_are_packed_once(given_dims: bool) -> None:
+    """Before they are spread over the heads that share them; they are the only operand of this size that is copied."""
+    graph, feeds = Case(lead=(2, 8), repeats=4, keys=64, open=given_dims).graph()
+    stitched = pipeline.cut(graph)
+    assert not any(n.prim == "transpose" for k in stitched.kernels for n in k.nodes)
+    low = kernels.lower(chain_of(graph), Flow(stitched.graph), pipeline.host())
+    (panels,) = low.own
+    assert panels.shape[:2] == feeds["k"].shape[:2] == (2, 2)
+    assert dims.evaluate(panels.size, dict.fromkeys(dims.symbols(panels.size), 64)) == feeds["k"].size
+
+
+@pytest.mark.parametrize(
+    ("case", "packed"),
+    [
+        (Case(lead=(2,), queries=96, keys=1200, depth=16, width=64), 2),  # large, and read for many rows
+        (Case(lead=(2,), queries=95, keys=1200, depth=16, width=64), 1),  # for few
+        (Case(lead=(2,), queries=96, keys=300, depth=16, width=64), 1),  # small
+        (Case(lead=(2,), queries=96, keys=1200, depth=16, width=64, turned=True), 1),
+        (Case(lead=(2,), queries=20, keys=300, depth=16, width=64, turned=True), 0),  # both are read as they lie
+        (Case(lead=(2,), queries=96, keys=1200, depth=16, width=64, turned=True, open=True), 0),  # perhaps for one row
+    ],
+    ids=str,
+)
+def test_operands_are_packed_where_it_pays(case: Case, packed: int) -> None:
+    graph, _ = case.graph()
+    chain = chain_of(graph)
+    low = kernels.lower(chain, Flow(pipeline.cut(graph).graph), pipeline.host())
+    assert len(low.own) == packed
+    check(case)
+
+
+def test_self_attention_of_open_length_packs_both_operands() -> None:
+    """However few queries there are, there are as few keys to copy."""
+    n = dims.symbol("n")
+    b = Builder()
+    q, k, v = (b.input(name, FLOAT32, (2, n, 16)) for name in "qkv")
+    scores = b.contract(q, k, [0, 1, 2], [0, 3, 2], [0, 1, 3])
+    weights = Case()._rows(b, scores)
+    graph = b.finish({"y": b.contract(weights, v, [0, 1, 3], [0, 3, 2], [0, 1, 2])})
+    low = kernels.lower(chain_of(graph), Flow(pipeline.cut(graph).graph), pipeline.host())
+    assert len(low.own) == 2
+    code = pipeline.compile(graph)
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 31, 32, 33, 100):
+        feeds = {name: rng.standard_normal((2, size, 16)).astype(np.float32) for name in "qkv"}
+        (want,) = evaluate(graph, feeds)
+        (got,) = pipeline.run(code, feeds)
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
 
 def test_what_is_needed_elsewhere_is_not_in_a_chain() -> None:

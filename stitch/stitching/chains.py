@@ -33,14 +33,6 @@ class Unchained(Exception):
     """These stages are not one kernel."""
 
 
-class Unturned(Exception):
-    """The second operands of these contractions have to be in memory with their columns contiguous."""
-
-    def __init__(self, *nodes: Node) -> None:
-        super().__init__(", ".join(n.output.name for n in nodes))
-        self.nodes = nodes
-
-
 def kernel(
     flow: Flow,
     name: str,
@@ -51,7 +43,7 @@ def kernel(
     budget: int,
 ) -> Kernel:
     """The stages as one kernel. `outside(nodes)` tells what is in memory before these run, `order` where nodes stand in
-    the graph, `budget` how many bytes of a cache a task may fill. Raises Unchained, Unturned, or Blocked."""
+    the graph, `budget` how many bytes of a cache a task may fill. Raises Unchained, or Blocked."""
     whole = outside(stages.nodes)  # what another stage makes is no buffer that a reshape could view linearly
     wanted = [{e.value for n in part for e in flow.reads(n)} for part in stages.parts]
     phases: list[Phase] = []
@@ -70,9 +62,6 @@ def kernel(
         where |= dict.fromkeys(passed - set(leaving), "block")
     phases, shared = _together(phases, wanted)
     heavy = [p.contraction for p in phases if p.contraction is not None]
-    astray = [c.node for c in heavy if not _is_readable(flow, c)]
-    if astray and len(heavy) > 1:
-        raise Unturned(*astray)
     rows = [a for a in heavy[0].rows if all(a in c.rows for c in heavy)]  # along a batch axis, panels change, too
     row, all_rows = max(reversed(rows), key=lambda a: schemes.estimate(a.extent), default=None), False
     if any(_is_packed(flow, c) and _panels(c) > budget for c in heavy):
@@ -169,11 +158,6 @@ def _check_operands(c: Contraction, before: Sequence[Phase], wanted: Collection[
     made = set(_stores(before))
     if c.a.value not in made or c.a.linear or c.b.value in made or len(made & set(wanted)) != 1:
         raise Unchained
-
-
-def _is_readable(flow: Flow, c: Contraction) -> bool:
-    """Whether panels of the second operand can be read where it is: packed once, or contiguous along columns."""
-    return _is_packed(flow, c) or any(c.b.offset.coefficient(x) == 1 for x in c.columns)
 
 
 def _is_packed(flow: Flow, c: Contraction) -> bool:

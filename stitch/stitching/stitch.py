@@ -15,10 +15,9 @@ from dataclasses import replace
 import numpy as np
 
 from stitch import dims, dtypes
-from stitch.graph import Graph, Node, Shape, Value
+from stitch.graph import Graph, Node, Value
 from stitch.knobs import Scheme
 from stitch.ops.primitives import PRIMITIVES
-from stitch.simplify.permutations import Perm, blocks_of, inverse, reordered, weight
 from stitch.stitching import chains, clusters, contractions, dominants, schemes
 from stitch.stitching.legalise import legalise
 from stitch.stitching.schedule import Kernel, Stitched
@@ -50,10 +49,6 @@ def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL, merging
                 graph, value = _copied(graph, value)
             assert value not in stops, value.name
             stops.add(value)
-        except chains.Unturned as problem:
-            for node in problem.nodes:
-                graph, value = _turned(graph, node)
-                stops.add(value)
 
 
 def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme], merging: bool) -> Stitched:
@@ -68,17 +63,12 @@ def _cut(flow: Flow, budget: int, allowed: frozenset[Scheme], merging: bool) -> 
         away = {n.output for n in home if n.output in outputs or set(users.get(n.output, ())) - home}
         try:
             return chains.kernel(flow, "chain", found, away, outside, so_far.order, budget)
-        except chains.Unturned as problem:
-            unturned.extend(problem.nodes)
         except (chains.Unchained, Blocked):
             pass
         return None
 
-    unturned: list[Node] = []
     together = chained if {"local", "regional"} <= allowed else lambda *_: None
     found = clusters.grow(flow, bool(allowed - {"independent"}), "local" in allowed, together)
-    if unturned:
-        raise chains.Unturned(*unturned)
     readers: dict[Value, set[int]] = {}
     for n in found.nodes:
         for e in flow.reads(n):
@@ -216,44 +206,3 @@ def _copied(graph: Graph, value: Value) -> tuple[Graph, Value]:
         if value in n.outputs:
             nodes.append(Node("reshape", (value,), (copy,), {"shape": value.shape}, n.origin))
     return replace(graph, nodes=tuple(nodes)), copy
-
-
-def _turned(graph: Graph, node: Node) -> tuple[Graph, Value]:
-    """A contraction's second operand with its columns last, to be put in memory so: that, or a smaller value that it is
-    spread from, as keys are that several heads share."""
-    out = node.attrs["out"]
-    side = "b" if out[-1] in node.attrs["b"] else "a"
-    operand, labels = node.inputs["ab".index(side)], node.attrs[side]
-    at = labels.index(out[-1])
-    perm = (*(k for k in range(len(labels)) if k != at), at)
-    source, order, above = _spread_from(graph, operand, perm)
-    turned = Value(f"{source.name}.turned", source.dtype, tuple(source.shape[p] for p in order))
-    fresh = [Node("transpose", (source,), (turned,), {"perm": order}, node.origin)]
-    for n, shape in above:
-        moved = Value(f"{n.output.name}.turned", operand.dtype, shape)
-        fresh.append(replace(n, inputs=fresh[-1].outputs, outputs=(moved,), attrs={**n.attrs, "shape": shape}))
-    inputs = tuple(fresh[-1].output if "ab"[k] == side else v for k, v in enumerate(node.inputs))
-    fresh.append(replace(node, inputs=inputs, attrs={**node.attrs, side: tuple(labels[p] for p in perm)}))
-    nodes = [m for n in graph.nodes for m in (fresh if n is node else (n,))]
-    return replace(graph, nodes=tuple(nodes)), turned
-
-
-def _spread_from(graph: Graph, value: Value, perm: Perm) -> tuple[Value, Perm, list[tuple[Node, Shape]]]:
-    """The value with the fewest bytes that `value` is made from by broadcasts and reshapes alone; the order of its axes
-    with which these make `value` in the order `perm`; and these, with the shapes that they have then."""
-    makers = graph.producers()
-    best, above = (value, perm, list[tuple[Node, Shape]]()), list[tuple[Node, Shape]]()
-    while (node := makers.get(value)) is not None and node.prim in ("broadcast", "reshape"):
-        x, shape = node.inputs[0], tuple(value.shape[p] for p in perm)
-        if node.prim == "reshape":
-            blocks = blocks_of(value.shape, x.shape)
-            cut = reordered(blocks, inverse(perm), shape) if blocks else None
-            if cut is None:
-                break
-            perm = tuple(j for _, theirs in cut for j in theirs)
-        elif x.rank != value.rank:
-            break
-        value, above = x, [(node, shape), *above]
-        if weight(value) < weight(best[0]):
-            best = (value, perm, above)
-    return best
