@@ -50,6 +50,7 @@ NARROW = ((6, 2), (4, 3))  # with 16
 SMALL = ((3, 3), (4, 2), (2, 1))  # where a product needs registers of its own
 
 FMA_RATE, LOAD_RATE, LATENCY = 2.0, 2.0, 4.0  # vectors per cycle, and cycles until a sum can be added to again
+LINE = 64  # bytes
 ALIAS, WAYS = 4096, 8  # addresses this far apart share a set of an L1 cache with this many ways
 
 
@@ -119,6 +120,7 @@ class _Kernel:
     vectors: int
     unit_a: bool
     short: bool
+    ahead: bool
 
     @property
     def lanes(self) -> int:
@@ -153,13 +155,15 @@ def emit_micro_kernel(
     unit_a: bool,
     linkage: str = "",
     short: bool = False,
+    ahead: bool = False,
 ) -> str:
-    """The text of the function `name`. Intrinsics need no declaration. `short`: for sums that are one block."""
+    """The text of the function `name`. Intrinsics need no declaration. `short`: for sums that are one block; `ahead`:
+    the rows behind these come next, and lie so close that a line of memory for each k is what they take."""
     if dtype not in TYPES:
         raise ValueError(f"no micro-kernel for {dtype}; there is one for {', '.join(d.name for d in TYPES)}")
     if min(rows, vectors) < 1:
         raise ValueError(f"a tile of {rows}x{vectors} vectors is empty")
-    k = _Kernel(target, dtype, rows, vectors, unit_a, short)
+    k = _Kernel(target, dtype, rows, vectors, unit_a, short, ahead)
     arguments = "ptr %a, i64 %a_row, ptr %b, ptr %c, i64 %c_row, ptr %loops"
     body = [*_entry(k), *_outer(k), *_inner(k), *_next(k), *_drain(k)]
     head = f"define {linkage} void" if linkage else "define void"
@@ -244,6 +248,9 @@ def _outer(k: _Kernel) -> Iterator[str]:
         yield "  %run = call i64 @llvm.umin.i64(i64 %rest, i64 %block)"
     for i in range(k.reach, k.rows, k.reach):
         yield f"  %a.o{i} = getelementptr i8, ptr %a.o{i - k.reach if i > k.reach else ''}, i64 %row.reach"
+    if k.ahead:
+        yield f"  %tile = mul i64 %row, {k.rows}"
+        yield "  %q.o = getelementptr i8, ptr %a.o, i64 %tile"
     yield "  br label %inner"
 
 
@@ -257,6 +264,10 @@ def _inner(k: _Kernel) -> Iterator[str]:
         yield f"  %p{i} = phi ptr [ %a.o{i or ''}, %outer ], [ %p{i}.next, %inner ]"
     yield "  %pb = phi ptr [ %b.o, %outer ], [ %pb.next, %inner ]"
     yield f"  %i2 = phi i64 [ {'%run' if k.blocked else '%n2'}, %outer ], [ %i2.next, %inner ]"
+    if k.ahead:  # into the second cache: the first one has other things to hold
+        yield "  %q = phi ptr [ %q.o, %outer ], [ %q.next, %inner ]"
+        yield "  call void @llvm.prefetch.p0(ptr %q, i32 0, i32 2, i32 1)"
+        yield f"  %q.next = getelementptr i8, ptr %q, i64 {LINE}"
     for j in range(k.vectors):
         yield f"  %w{j}.at = getelementptr {k.vector}, ptr %pb, i64 {j}"
         yield f"  %w{j} = load {k.vector}, ptr %w{j}.at, align {size}"

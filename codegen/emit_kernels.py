@@ -26,16 +26,18 @@ def tile_kernel(
     unit_a: bool,
     clipped: bool,
     short: bool,
+    ahead: bool = False,
 ) -> str:
     """The name of the function for a tile, which is added to `kernels`. If clipped it has one more argument, the
     number of rows that exist: narrower and narrower kernels do them, and no row beyond is read. `short`: for sums that
-    are one block."""
-    kind = f"{'.unit' if unit_a else ''}{'.short' if short else ''}"
+    are one block; `ahead`: the rows behind those of a whole tile come next."""
+    kind = f"{'.unit' if unit_a else ''}{'.short' if short else ''}{'.ahead' if ahead else ''}"
 
     def single(height: int) -> str:
         name = f"contract.{dtype.name}.{height}x{vectors}{kind}"
         if name not in kernels:
-            kernels[name] = emit_micro_kernel(name, target, dtype, height, vectors, unit_a, "internal", short)
+            soon = ahead and height == rows
+            kernels[name] = emit_micro_kernel(name, target, dtype, height, vectors, unit_a, "internal", short, soon)
         return name
 
     if not clipped:

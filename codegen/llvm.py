@@ -444,7 +444,8 @@ class _Phase:
         unit = s.loops[-1].a_stride == 1
         terms = dims.product(k.extent for k in s.loops)
         short = isinstance(terms, int) and terms <= block_of(terms)
-        name = tile_kernel(self.kernels, self.target, dtype, s.rows, s.vectors, unit, s.clip is not None, short)
+        clipped, ahead = s.clip is not None, s.ahead and unit
+        name = tile_kernel(self.kernels, self.target, dtype, s.rows, s.vectors, unit, clipped, short, ahead)
         padded = (*[ContractLoop(1, 0, 0)] * (3 - len(s.loops)), *s.loops)
         words = [*(k.extent for k in padded), *(k.a_stride for k in padded), *(k.b_stride for k in padded)]
         table = self.w.table([self.d.value(x) for x in words])

@@ -225,6 +225,7 @@ class Contract:
     clip: Clip | None = None  # the rows that exist: min(clip.block, clip.limit − clip.block · outer); block == rows
     tile_index: Index = ZERO  # of row 0 and lane 0 in the tile
     tile_row: Dim | None = None  # elements from one row of the tile to the next, if not the width
+    ahead: bool = False  # a hint: the rows of `a` behind these will soon be read
 
 
 @dataclass(frozen=True)

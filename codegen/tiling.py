@@ -21,7 +21,7 @@ import numpy as np
 from stitch import access, dims, dtypes
 from stitch.access import Axis, Bound, Index
 from stitch.codegen.constants import Panels
-from stitch.codegen.contract import ALIAS, WAYS, efficiency, main_tiles
+from stitch.codegen.contract import ALIAS, LINE, WAYS, efficiency, main_tiles
 from stitch.codegen.loops import (
     Buffer,
     Clip,
@@ -48,6 +48,10 @@ OFTEN, MOST = 96, 512
 """Rows from which a second operand that could be read where it is may be packed: a copy takes as long as some 4 rows,
 and reading in order saves a twentieth. An open number of rows can be one; so there are at most so many elements for
 each."""
+
+
+TALL = 6
+"""Rows of a tile from which its multiply-adds take so long that asking for the next rows costs nothing."""
 
 
 @dataclass
@@ -195,6 +199,12 @@ class Tiling:
             return dims.prove_le(size, rows * MOST) is True
         return rows >= OFTEN and estimate(size) * self.dtype.itemsize > target.l2_bytes // 8
 
+    def _is_next_close(self) -> bool:
+        """Whether the rows of the next tile can be asked for during this one: by a line for each step of a run."""
+        step, line = self.roles.a.coefficient(self.row), LINE // self.dtype.itemsize
+        run = self.summed[-1].extent if self.summed else 1
+        return self.tile.extent != 1 and self.height >= TALL and dims.prove_le(step * self.height, run * line) is True
+
     def _start(self, index: Index) -> Index:
         """An index at the beginning of what is summed."""
         return Index(index.offset, tuple(t for t in index.terms if t[0] not in self.summed))
@@ -219,7 +229,7 @@ class Tiling:
             self.acc, self.height if row.extent != 1 else 1, self.vectors,
             self.a, self._start(a.substitute({row: corner})), a.coefficient(row), panel.source, panel.at,
             tuple(ContractLoop(k.extent, a.coefficient(k), s) for k, s in ks) or (ContractLoop(1, 0, 0),),
-            self.row_clip,
+            self.row_clip, ahead=self._is_next_close(),
         )  # fmt: skip
         if self.block is not None and columns is None and self.panel.extent != 1:
             to, step = self.block.index.substitute({row: corner, self.column: first}), self.block.index.coefficient(row)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from stitch import dims
 from stitch.codegen import kernels
+from stitch.codegen.loops import Contract, walk
 from stitch.dims import Dim
 from stitch.dtypes import BOOL, FLOAT32
 from stitch.evaluate import evaluate
@@ -204,6 +205,19 @@ def test_operands_are_packed_where_it_pays(case: Case, packed: int) -> None:
     low = kernels.lower(chain, Flow(pipeline.cut(graph).graph), pipeline.host())
     assert len(low.own) == packed
     check(case)
+
+
+@pytest.mark.parametrize("scale", ["none", "after"])
+def test_scores_go_straight_into_their_rows(scale: str) -> None:
+    """Where nothing is done to them on the way; but for the columns that do not fill a panel."""
+    graph, _ = Case(queries=40, keys=203, scale=scale).graph()
+    low = kernels.lower(chain_of(graph), Flow(pipeline.cut(graph).graph), pipeline.host())
+    found = [s for phase in low.program.phases for s in walk(phase.body) if isinstance(s, Contract)]
+    straight = [s.tile_row is not None for s in found]
+    assert straight[0] == (scale == "none")
+    assert not any(straight[1:])
+    check(Case(queries=40, keys=203, scale=scale))
+    check(Case(queries=40, keys=203, scale=scale, open=True))
 
 
 def test_self_attention_of_open_length_packs_both_operands() -> None:

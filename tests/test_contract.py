@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stitch import dtypes
+from stitch import dims, dtypes
+from stitch.codegen import kernels
 from stitch.codegen.contract import (
     TYPES,
     efficiency,
@@ -23,9 +24,13 @@ from stitch.codegen.contract import (
     tile_shapes,
 )
 from stitch.codegen.emit_kernels import tile_kernel
+from stitch.codegen.loops import Contract, walk
 from stitch.codegen.sums import BLOCK_BITS, block_of, runs
 from stitch.codegen.tiling import choose
+from stitch.graph import Builder
+from stitch.stitching.trace import Flow
 from stitch.target import NAMES, Target, from_host, parse
+from tests import pipeline
 
 Array = npt.NDArray[Any]
 
@@ -51,13 +56,14 @@ def machine(target: Target) -> llvm.TargetMachine:
 
 @cache
 def library(
-    name: str, dtype: np.dtype, short: bool = False
+    name: str, dtype: np.dtype, short: bool = False, ahead: bool = False
 ) -> tuple[object, dict[tuple[int, int, bool], Callable[..., None]]]:
     """Every tile of a target and dtype, compiled together; the first of the pair keeps the code alive."""
     target = HERE[name]
     shapes = sorted({shape for main in main_tiles(target, dtype) for shape in tile_shapes(target, dtype, main)})
     wanted = {(*shape, unit): f"k{shape[0]}_{shape[1]}_{int(unit)}" for shape in shapes for unit in (True, False)}
-    text = "\n".join(emit_micro_kernel(label, target, dtype, *key, short=short) for key, label in wanted.items())
+    emit = partial(emit_micro_kernel, short=short, ahead=ahead)
+    text = "\n".join(emit(label, target, dtype, *key) for key, label in wanted.items())
     module = llvm.parse_assembly(text)
     module.verify()
     builder = llvm.JITLibraryBuilder().add_object_img(machine(target).emit_object(module))
@@ -98,8 +104,8 @@ NESTS: dict[str, Callable[[int], tuple[int, list[int]]]] = {
 @pytest.mark.parametrize("name", HERE)
 def test_against_numpy(name: str, dtype_name: str, nest: str) -> None:
     dtype = dtypes.parse(dtype_name)
-    _, kernels = library(name, dtype)
-    for (rows, vectors, unit), kernel in kernels.items():
+    _, made = library(name, dtype)
+    for (rows, vectors, unit), kernel in made.items():
         width = vectors * HERE[name].lanes(dtype)
         a_row, loops = NESTS[nest](width)
         if unit and loops[5] != 1:
@@ -148,14 +154,14 @@ def _run(
 @pytest.mark.parametrize("name", HERE)
 def test_a_row_has_the_same_bits_in_every_tile(name: str, extents: tuple[int, int, int]) -> None:
     """And they are those of its blocks, each by itself, added one after the other."""
-    _, kernels = library(name, dtypes.FLOAT32)
+    _, made = library(name, dtypes.FLOAT32)
     random = np.random.default_rng(5)
     k, lanes = math.prod(extents), HERE[name].lanes(dtypes.FLOAT32)
     a, nr = random.standard_normal((14, k), np.float32), lanes * 4
     b = random.standard_normal((k, nr), np.float32)
     strides = (extents[1] * extents[2], extents[2], 1)
     found = []
-    for (rows, vectors, _), kernel in kernels.items():
+    for (rows, vectors, _), kernel in made.items():
         run = partial(_run, kernel, rows, vectors * lanes, a, b, strides)
         c = run(0, extents)
         np.testing.assert_allclose(c, a[:rows] @ b[:, : vectors * lanes], rtol=1e-3, atol=1e-3)
@@ -190,8 +196,8 @@ def test_sums_of_one_block_have_kernels_with_the_same_bits(name: str, extents: t
 
 @pytest.mark.parametrize("name", HERE)
 def test_infinities_and_nans_pass(name: str) -> None:
-    _, kernels = library(name, dtypes.FLOAT32)
-    (rows, vectors, _), kernel = next(item for item in kernels.items() if item[0][2])
+    _, made = library(name, dtypes.FLOAT32)
+    (rows, vectors, _), kernel = next(item for item in made.items() if item[0][2])
     width = vectors * HERE[name].lanes(dtypes.FLOAT32)
     a, b = np.ones((rows, 2), np.float32), np.ones((2, width), np.float32)
     b[0, :3], b[1, :3] = [np.inf, np.inf, np.nan], [1, -np.inf, 1]
@@ -278,3 +284,47 @@ def test_few_rows_take_one_kernel() -> None:
         tile_kernel(found, target, np.dtype(np.float32), rows, vectors, True, True, False)
         heights = {int(name.split(".")[2].split("x")[0]) for name in found if name.startswith("contract.")}
         assert heights >= {1, 2, 3, 4, rows}
+
+
+@pytest.mark.parametrize("nest", ["matmul", "convolution", "nothing innermost"])
+@pytest.mark.parametrize("short", [False, True], ids=["blocks", "short"])
+def test_asking_ahead_changes_nothing(nest: str, short: bool) -> None:
+    """Not even where what is asked for is not there: the operands end with what is read."""
+    dtype = np.dtype(np.float32)
+    asking = library("host", dtype, short, True)[1]
+    for (rows, vectors, unit), plain in library("host", dtype, short)[1].items():
+        width = vectors * HOST.lanes(dtype)
+        a_row, loops = NESTS[nest](width)
+        a, b = numbers(1000, dtype, 1), numbers(60 * width, dtype, 2)
+        found = [np.full((rows, width), 7, dtype) for _ in range(2)]
+        for c, kernel in zip(found, (plain, asking[rows, vectors, unit]), strict=True):
+            kernel(at(a), a_row, at(b), at(c), width, at(np.array(loops, np.int64)))
+        np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_only_whole_tiles_ask_ahead() -> None:
+    found: dict[str, str] = {}
+    tile_kernel(found, parse("avx512"), np.dtype(np.float32), 12, 2, True, True, False, True)
+    asking = {name for name, text in found.items() if "@llvm.prefetch" in text}
+    assert asking == {name for name in found if name.startswith("contract.float32.12x2") and "clipped" not in name}
+
+
+@pytest.mark.parametrize(
+    ("rows", "depth", "apart", "asks"),
+    [
+        (1500, 384, 384, True),
+        (dims.symbol("n"), 384, 384, True),
+        (12, 384, 384, False),  # one tile
+        (1500, 64, 384, False),  # the next tile is further away than the lines that this one has time for
+    ],
+    ids=str,
+)
+def test_tiles_ask_for_rows_that_lie_close(rows: dims.Dim, depth: int, apart: int, asks: bool) -> None:
+    b = Builder()
+    x = b.input("x", dtypes.FLOAT32, (rows, apart))
+    w = b.const(numbers(depth * 96, np.dtype(np.float32), 1).reshape(depth, 96))
+    y = b.contract(b.slice(x, (0, 0), (rows, depth)), w, [0, 1], [1, 2], [0, 2])
+    stitched = pipeline.cut(b.finish({"y": y}))
+    programs = [kernels.lower(k, Flow(stitched.graph), parse("avx512")).program for k in stitched.kernels]
+    found = [s for p in programs for phase in p.phases for s in walk(phase.body) if isinstance(s, Contract)]
+    assert [s.ahead for s in found] == [asks]
