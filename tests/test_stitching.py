@@ -106,7 +106,7 @@ def _leads_to(found: clusters.Clusters, start: int, goal: int) -> bool:
 
 
 def test_a_cut_out_of_order_is_found() -> None:
-    stitched = cut("attention")
+    stitched = cut("residual")
     with pytest.raises(AssertionError, match="before they are written"):
         replace(stitched, kernels=stitched.kernels[::-1]).check()
     with pytest.raises(AssertionError, match="again"):
@@ -147,7 +147,7 @@ STRUCTURE: dict[str, list[tuple[int, ...]]] = {
     "embedding": [(1, 3, 0, 1)],
     "concat": [(3, 0, 0, 2)],
     "residual": [(1, 3, 0, 1), (1, 0, 1, 1), (1, 0, 1, 1)],
-    "attention": [(1, 0, 0, 1), (3, 2, 2, 1)],
+    "attention": [(3, 2, 2, 1)],
     "scatter": [(1, 0, 0, 1), (0, 0, 0, 0), (1, 0, 0, 1)],
 }
 
