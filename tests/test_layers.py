@@ -43,11 +43,11 @@ TABLE = """
     stitch.simulate.gantt
     stitch.plan
     stitch.decision
-    stitch.limits
     stitch.bundle
     stitch.peak
 
     stitch.dims
+    stitch.limits
     stitch.ranges
     stitch.ops
     stitch.ops.host

@@ -1,0 +1,151 @@
+"""Models on devices that the user names: what is decided, that it runs, and what is wrong with what was asked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import stitch
+from stitch import knobs
+from stitch.api import CompiledModel
+from stitch.decision import Decision
+from stitch.errors import MemoryLimit, OverlappingDevices, UnavailableCpus, UnknownDevice, UnsupportedOperator
+from stitch.pipelined import PlacedModel
+
+CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="one CPU only")
+
+
+def chain(layers: int = 6, width: int = 64) -> onnx.ModelProto:
+    """Matmuls with a softmax behind each, over an open batch."""
+    random = np.random.default_rng(0)
+    nodes, weights, value = [], [], "x"
+    for k in range(layers):
+        w = random.standard_normal((width, width)).astype(np.float32)
+        weights.append(onnx.numpy_helper.from_array(w, f"w{k}"))
+        nodes.append(helper.make_node("MatMul", [value, f"w{k}"], [f"m{k}"]))
+        value = f"s{k}" if k + 1 < layers else "y"
+        nodes.append(helper.make_node("Softmax", [f"m{k}"], [value], axis=0))
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", width]) for n in "xy"]
+    graph = helper.make_graph(nodes, "chain", ports[:1], ports[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def devices() -> list[str]:
+    return [f"cpu:{c}" for c in CPUS[:2]]
+
+
+def feed(batch: int) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(batch).standard_normal((batch, 64)).astype(np.float32)}
+
+
+@two_cpus
+@pytest.mark.parametrize("objective", ["throughput", "latency"])
+def test_placed_models_give_the_same_bits(objective: str) -> None:
+    model = stitch.optimize(chain(), devices=devices(), objective=objective, sizes={"batch": 300}, cache=False)
+    plain = stitch.optimize(chain(), cache=False)
+    for batch in (300, 1, 77):
+        (found,), (wanted,) = model.run(None, feed(batch)), plain.run(None, feed(batch))
+        np.testing.assert_array_equal(found, wanted)
+
+
+@two_cpus
+def test_throughput_is_in_balanced_stages() -> None:
+    model = stitch.optimize(
+        chain(12, 256), devices=devices(), objective="throughput", sizes={"batch": 512}, cache=False
+    )
+    assert isinstance(model, PlacedModel)
+    decision = model.explain()
+    assert [s.cpus for s in decision.stages] in ([(CPUS[0],), (CPUS[1],)], [(CPUS[1],), (CPUS[0],)])
+    first, second = (s.seconds for s in decision.stages)
+    assert max(first, second) < 1.5 * min(first, second)
+    assert decision.seconds == max(first, second)
+    assert sum(s.kernels for s in decision.stages) == len(decision.assignment)
+    text = str(decision)
+    assert "the bottleneck" in text
+    assert "everything on" in text
+    assert "batch=512" in text
+    results = list(model.stream([{"x": np.full((3, 256), float(k), np.float32)} for k in range(9)]))
+    assert len(results) == 9
+
+
+@two_cpus
+def test_a_placed_model_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with knobs.using(cache_dir=tmp_path, cache_bytes=1 << 30):
+        path = tmp_path / "chain.onnx"
+        onnx.save(chain(), path)
+        first = stitch.optimize(path, devices=devices(), objective="throughput")
+        monkeypatch.setattr("stitch.compiler.compile_parts", None)
+        again = stitch.optimize(path, devices=devices(), objective="throughput")
+        assert isinstance(first, PlacedModel)
+        assert isinstance(again, PlacedModel)
+        assert again.explain() == first.explain()
+        np.testing.assert_array_equal(again.run(None, feed(5))[0], first.run(None, feed(5))[0])
+
+
+def test_a_decision_survives_as_text() -> None:
+    model = stitch.optimize(chain(), devices=[f"cpu:{CPUS[0]}"], cache=False)
+    assert isinstance(model, PlacedModel)
+    decision = model.explain()
+    assert len(decision.stages) == 1
+    assert Decision.of_json(decision.to_json()) == decision
+
+
+def test_the_null_device_computes_nothing() -> None:
+    model = stitch.optimize(chain(), devices=["null"], cache=False)
+    (y,) = model.run(None, feed(4))
+    assert y.shape == (4, 64)
+    assert not y.any()
+
+
+def test_memory_chooses_the_team() -> None:
+    plenty = stitch.optimize(chain(), objective="memory", memory=1 << 30, sizes={"batch": 100}, threads=4, cache=False)
+    assert plenty._executable.threads == 4
+    with pytest.raises(MemoryLimit) as found:
+        stitch.optimize(chain(), objective="memory", memory=1000, sizes={"batch": 100}, threads=4, cache=False)
+    least = found.value.smallest["cpu"]
+    assert least > 6 * 64 * 64 * 4, "the weights alone"
+    fits = stitch.optimize(chain(), objective="memory", memory=least, sizes={"batch": 100}, threads=4, cache=False)
+    assert isinstance(fits, CompiledModel)
+    with pytest.raises(MemoryLimit):
+        stitch.optimize(chain(), objective="memory", memory=least - 1, sizes={"batch": 100}, threads=4, cache=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (["cpu:4711"], UnavailableCpus),
+        ([f"cpu:{CPUS[0]}", f"cpu:{CPUS[0]}"], OverlappingDevices),
+        (["gpu:0"], UnknownDevice),
+    ],
+)
+def test_wrong_devices(given: list[str], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        stitch.optimize(chain(), devices=given)
+
+
+def test_wrong_objectives() -> None:
+    with pytest.raises(ValueError, match="none of latency, throughput, memory"):
+        stitch.optimize(chain(), objective="speed")
+    with pytest.raises(ValueError, match="goes with a limit"):
+        stitch.optimize(chain(), objective="memory")
+    with pytest.raises(ValueError, match="goes with a limit"):
+        stitch.optimize(chain(), memory=100)
+
+
+def test_an_operator_that_is_not_supported_needs_a_delegate() -> None:
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [3, 4]) for n in "xy")
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Unknown", ["r"], ["u"], domain="com.example"),
+        helper.make_node("Relu", ["u"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "odd", [x], [y])
+    ids = [helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)]
+    with pytest.raises(UnsupportedOperator):
+        stitch.optimize(helper.make_model(graph, opset_imports=ids), devices=["cpu"], cache=False)
