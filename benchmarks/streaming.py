@@ -13,6 +13,7 @@ the cuts are in build/streaming.json, and measuring does not compile.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -73,19 +74,15 @@ def choose(paths: Sequence[Path]) -> None:
     CUTS.write_text(json.dumps(known))
 
 
-def rate(run: Callable[[int], None], seconds: float) -> float:
+def rate(run: Callable[[int], float], seconds: float) -> float:
     """Items a second, where others leave the machine alone: stages that are bound to a core wait for whoever else is on
     it, unlike a team. It is measured again up to TRIES times; what counts is the time with the fewest others."""
-    run(2)
-    start = time.perf_counter()
-    run(2)
-    count = max(4, int(seconds / max((time.perf_counter() - start) / 2, 1e-6)))
+    count = max(4, int(seconds / max(run(3) / 3, 1e-6)))
     found = []
     for _ in range(TRIES):
         busy, start = _others(), time.perf_counter()
-        run(count)
-        took = time.perf_counter() - start
-        found.append(((_others() - busy) / took, count / took))
+        took = run(count)
+        found.append(((_others() - busy) / (time.perf_counter() - start), count / took))
         if found[-1][0] < 0.02:
             break
     return min(found)[1]
@@ -107,19 +104,30 @@ def compare(path: Path, seconds: float) -> None:
     for got in model.stream([feed] * 3):
         assert all(a.tobytes() == b.tobytes() for a, b in zip(got, wanted, strict=True))
 
-    def one(count: int) -> None:
+    def one(count: int) -> float:
         os.sched_setaffinity(0, cpus[:1])
+        start = time.perf_counter()
         for _ in range(count):
             alone.run(None, feed)
+        took = time.perf_counter() - start
         os.sched_setaffinity(0, cpus)
+        return took
 
-    def two(count: int) -> None:
+    def two(count: int) -> float:
+        start = time.perf_counter()
         for _ in range(count):
             together.run(None, feed)
+        return time.perf_counter() - start
 
-    def stages(count: int) -> None:
-        for _ in model.stream((feed for _ in range(count)), reuse=True):
-            pass
+    def stages(count: int) -> float:
+        """From the first result on: before that, there is nothing to do for the second stage. Items do not run out
+        before the last result either."""
+        with model.stream(itertools.repeat(feed), reuse=True) as results:
+            next(results)
+            start = time.perf_counter()
+            for _ in range(count):
+                next(results)
+            return time.perf_counter() - start
 
     rows = [[rate(run, seconds) for run in (one, two, stages)] for _ in range(ROUNDS)]
     a, b, c = (statistics.median(column) for column in zip(*rows, strict=True))

@@ -257,7 +257,8 @@ class Cutter:
             if value in self.types:
                 info.CopyFrom(self.types[value])
             info.name = value
-            if kind == "delegate" and value not in {v.name for v in self.given}:
+            inferred = value not in {v.name for v in self.given}
+            if kind == "delegate" and inferred and info.type.HasField("tensor_type"):
                 info.type.tensor_type.ClearField("shape")  # what was inferred is no promise
         for value in dict.fromkeys(outputs):
             graph.output.add().name = value
