@@ -155,6 +155,11 @@ def is_literal(v: Value) -> bool:
     return not v.varying and v.parts[0][0] != "%"
 
 
+def beyond(o: Operations, op: str, a: Value, b: Value) -> Value:
+    """b if it is larger, or smaller, than a; else a: max or min of numbers. NaN in b is passed over."""
+    return o.select(o.compare("ogt" if op == "max" else "olt", b, a), b, a)
+
+
 def _extreme(predicate: str) -> Rule:
     """b if it is beyond a, or NaN; else a. x86's own instruction gives a if one is NaN."""
 

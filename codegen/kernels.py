@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stitch import access, dims, dtypes, knobs
 from stitch.access import Index
-from stitch.codegen import across, ahead, blocks, divisors, mapping, peeling, splitting, tiling, windows
+from stitch.codegen import abreast, across, ahead, blocks, divisors, mapping, peeling, splitting, tiling, windows
 from stitch.codegen.constants import Constant
 from stitch.codegen.loops import (
     Apply,
@@ -84,7 +84,10 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
                 phases.append(loops)
                 tiles += own
     phases = [divisors.shared(windows.ordered(peeling.peeled(p)), target.vector_bits // 32) for p in phases]
-    phases = [ahead.asked(p, target) for p in phases] if adaptive else phases
+    if adaptive:
+        beside = [abreast.abreast(ahead.asked(p, target), target) for p in phases]
+        phases = [p for p, _ in beside]
+        tiles += [t for _, own in beside for t in own]
     used = {b for p in phases for b in buffers(p)}
     given: dict[Buffer, Value | Constant] = {b: v for v, b in names.buffers.items() if b in used}
     return _program(phases, tuple(tiles), given | packed | parts, tuple(parts.values()))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from stitch import dims, dtypes
 from stitch.codegen import emit_primitives as primitives
 from stitch.codegen import emit_storage as storage
+from stitch.codegen.emit_casts import beyond
 from stitch.codegen.emit_code import Writer
 from stitch.codegen.emit_dims import Dims
 from stitch.codegen.emit_kernels import tile_kernel
@@ -234,33 +235,66 @@ class _Phase:
         return self.d.select(short, left, str(clip.block))
 
     def _inside(self, loop: Loop, place: tuple[str, int], accumulators: list[Value], chained: bool) -> list[Value]:
-        """One iteration of a loop at this place: its body, then its folds' new accumulators."""
+        """One iteration of a loop at this place: its body, then its folds' new accumulators, and then, if they were
+        given too, the new marks of the folds that have some."""
         self.m.places[loop.axis] = place
         self.memo.append({})
         self._body(loop.body)
         masked = loop.mode == "vector" and self.m.tail is not None
-        folded = [self._folded(f, a, chained, masked) for f, a in zip(loop.folds, accumulators, strict=True)]
+        marked = self._marked(loop) if len(accumulators) > len(loop.folds) else []
+        folded = [
+            self._folded(f, a, chained, masked, f in marked) for f, a in zip(loop.folds, accumulators, strict=False)
+        ]
+        marks = accumulators[len(loop.folds) :]
+        folded += [self._numbers(self._value(f.value), m) for f, m in zip(marked, marks, strict=True)]
         self.memo.pop()
         return folded
 
-    def _folded(self, fold: Fold, accumulator: Value, chained: bool, masked: bool) -> Value:
+    def _marked(self, loop: Loop) -> list[Fold]:
+        """The folds of a vector loop that take the larger or smaller of numbers alone, and mark beside it the lanes
+        that had nothing else: with registers for marks this is half of the instructions, and NaN wins once, in the
+        end."""
+        if self.o.isa != "avx512":
+            return []
+        return [f for f in loop.folds if f.op in ("max", "min") and dtypes.is_float(f.local.dtype)]
+
+    def _numbers(self, x: Value, marks: Value) -> Value:
+        """The marks, but of lanes in which x is NaN: one comparison for two vectors."""
+        o, parts = self.o, self.o.parts(x)
+        if self.m.tail is not None:
+            number = o.compare("ord", x, x)
+            beyond = o.binary("xor", Value(dtypes.BOOL, self.m.tail, True), literal(True, dtypes.BOOL))
+            found = list(o.binary("or", number, beyond).parts)
+        else:
+            pairs = [(parts[k], parts[min(k + 1, len(parts) - 1)]) for k in range(0, len(parts), 2)]
+            kind = o.type(x.dtype, True)
+            found = [self.w.pure(f"fcmp ord {kind} {a}, {b}", a, b) for a, b in pairs]
+        test, names = o.type(dtypes.BOOL, True), list(marks.parts)
+        for k, name in enumerate(found):  # chained, there is one for all
+            old = names[k % len(names)]
+            names[k % len(names)] = self.w.pure(f"and {test} {old}, {name}", old, name)
+        return Value(dtypes.BOOL, tuple(names), True)
+
+    def _folded(self, fold: Fold, accumulator: Value, chained: bool, masked: bool, marked: bool = False) -> Value:
         product = multiply_add(fold.op, (Literal(0, fold.local.dtype), fold.value))
         terms = [self._value(e) for e in (product[:2] if product else (fold.value,))]
         if not chained:
-            new = self._combined(fold, terms, accumulator)
+            new = self._combined(fold, terms, accumulator, marked)
             return self._masked(new, accumulator) if masked else new
         total = accumulator  # one vector, to which the copies are added in turn
         columns = [self.o.parts(t) for t in terms]
         copies, self.o.copies = self.o.copies, 1
         for u in range(copies):
             now = [Value(t.dtype, (c[u],), True) for t, c in zip(terms, columns, strict=True)]
-            total = self._combined(fold, now, total)
+            total = self._combined(fold, now, total, marked)
         self.o.copies = copies
         return total
 
-    def _combined(self, fold: Fold, terms: list[Value], accumulator: Value) -> Value:
+    def _combined(self, fold: Fold, terms: list[Value], accumulator: Value, marked: bool = False) -> Value:
         if len(terms) == 2:
             return self.o.multiply_add(terms[0], terms[1], accumulator)
+        if marked:
+            return beyond(self.o, fold.op, accumulator, terms[0])
         return primitives.apply(self.o, fold.op, (accumulator, terms[0]), fold.local.dtype)
 
     def _masked(self, new: Value, old: Value) -> Value:
@@ -325,7 +359,9 @@ class _Phase:
         self._forget(stored_in(s.body))
         self.o.width, self.m.lane_axis = width, s.axis
         first = [self.o.splat(i.parts[0], LLVM[i.dtype]) for i in map(self._identity, s.folds)]
-        wide = [[name] * unroll for name in first]  # accumulators, by fold and copy
+        wide = [[name] * unroll for name in first]  # accumulators, by fold and copy; then marks
+        marked = self._marked(s)
+        wide += [["splat (i1 true)"] * -(-unroll // 2) for _ in marked]
         block = unroll * width
         if isinstance(n, int):
             main, rest = n - n % block, n % block
@@ -356,7 +392,9 @@ class _Phase:
             combine = unroll
         self.o.copies = 1
         for k, fold in enumerate(s.folds):
-            self.m.locals[fold.local] = self._across(fold, [*head[k], *wide[k][1:combine]])
+            row = len(s.folds) + marked.index(fold) if fold in marked else None
+            marks = None if row is None else [*head[row], *wide[row][1 : -(-combine // 2)]]
+            self.m.locals[fold.local] = self._across(fold, [*head[k], *wide[k][1:combine]], marks)
         self.o.width, self.m.lane_axis = 1, None
 
     def _masks_are_cheap(self, s: Loop) -> bool:
@@ -385,12 +423,13 @@ class _Phase:
         """Iterations [start, stop) of a vector loop, `copies` vectors at a time, each with accumulators of its own,
         or, `chained`, all with one."""
         self.o.copies = copies
-        kinds = [f"<{self.o.width} x {LLVM[f.local.dtype]}>" for f in s.folds]
-        each = 1 if chained else copies
-        carried = [(k, name) for k, row in zip(kinds, accumulators, strict=True) for name in row]
+        marked = self._marked(s)
+        dtype = [*(f.local.dtype for f in s.folds), *(dtypes.BOOL for _ in marked)]
+        like = [Value(d, tuple(row), True) for d, row in zip(dtype, accumulators, strict=True)]
+        carried = [(self.o.type(v.dtype, True), name) for v in like for name in v.parts]
 
         def body(at: str | int, names: list[str]) -> list[str]:
-            rows = [Value(f.local.dtype, tuple(names[i * each : (i + 1) * each]), True) for i, f in enumerate(s.folds)]
+            rows = _regrouped(like, names)
             self.m.tail = None if mask is None else (mask(at),)
             place = (at, 0) if isinstance(at, str) else ("", at)
             folded = self._inside(s, place, rows, chained)
@@ -399,19 +438,20 @@ class _Phase:
 
         step, stored = copies * self.o.width, stored_in(s.body)
         if start == 0 and mask is None and not chained:
-            folds = [f for f in s.folds for _ in range(each)]
+            folds = [f for f, v in zip((*s.folds, *marked), like, strict=True) for _ in v.parts]
             names = in_blocks(self.w, self.d, folds, stop, step, carried, body, stored, opaque=True)
         else:  # what is left are a few
             names = self.w.repeat(start, stop, step, carried, body, stored, once, opaque=True)
-        return [names[i * each : (i + 1) * each] for i in range(len(s.folds))]
+        return [list(v.parts) for v in _regrouped(like, names)]
 
-    def _across(self, fold: Fold, accumulators: list[str]) -> Value:
-        """Neighbouring accumulators are combined until one is left, then halves of it until one lane is."""
+    def _across(self, fold: Fold, accumulators: list[str], marks: list[str] | None = None) -> Value:
+        """Neighbouring accumulators are combined until one is left, then halves of it until one lane is. `marks`: of
+        the lanes of which numbers alone were taken; if not of all, NaN it is."""
         dtype = fold.local.dtype
         o, width = self.o, self.o.width
 
         def combined(a: Value, b: Value) -> Value:
-            return primitives.apply(o, fold.op, (a, b), dtype)
+            return primitives.apply(o, fold.op, (a, b), dtype) if marks is None else beyond(o, fold.op, a, b)
 
         while len(accumulators) > 1:
             pairs = [accumulators[i : i + 2] for i in range(0, len(accumulators), 2)]
@@ -432,9 +472,18 @@ class _Phase:
             name = combined(a, b).parts[0]
         kind = o.type(dtype, True)
         lanes = [self.w.pure(f"extractelement {kind} {name}, i64 {k}", name) for k in range(o.width)]
-        o.width = width
         a = Value(dtype, (lanes[0],))
-        return combined(a, Value(dtype, (lanes[1],))) if len(lanes) == 2 else a
+        o.width = width
+        total = combined(a, Value(dtype, (lanes[1],))) if len(lanes) == 2 else a
+        return total if marks is None else o.select(self._all(marks), total, literal(math.nan, dtype))
+
+    def _all(self, marks: list[str]) -> Value:
+        """Whether all lanes are marked."""
+        n, total = self.o.width, marks[0]
+        for m in marks[1:]:
+            total = self.w.pure(f"and <{n} x i1> {total}, {m}", total, m)
+        bits = self.w.pure(f"bitcast <{n} x i1> {total} to i{n}", total)
+        return Value(dtypes.BOOL, (self.w.pure(f"icmp eq i{n} {bits}, -1", bits),))
 
     # ------------------------------------------------------------------ calls of shared functions
 
