@@ -143,14 +143,20 @@ class Memory:
     def iota(self, kind: str) -> str:
         return f"<{', '.join(f'{kind} {k}' for k in range(self.o.width))}>"
 
-    def position(self, index: Index) -> Value:
-        """The index itself, as an int64."""
+    def position(self, index: Index, dtype: np.dtype = INT64) -> Value:
+        """The index itself, as an int64, or as an int32 that it fits."""
         a = self.affine(index)
         lanes = self._lanes(a)
         if lanes is None:
-            return Value(INT64, (self._scalar(a),))
-        first = tuple(self.o.splat(self._scalar(a, u), "i64") for u in range(self.o.copies))
-        return self.o.binary("add", Value(INT64, first, True), lanes)
+            return cast(self.o, Value(INT64, (self._scalar(a),)), dtype)
+        if dtype != INT64 and a.vector is None and isinstance(a.lane, int):
+            steps = ", ".join(f"{LLVM[dtype]} {a.lane * k}" for k in range(self.o.width))
+            lanes = Value(dtype, (f"<{steps}>",) * self.o.copies, True)
+        else:
+            lanes = cast(self.o, lanes, dtype)
+        starts = (cast(self.o, Value(INT64, (self._scalar(a, u),)), dtype) for u in range(self.o.copies))
+        first = tuple(self.o.splat(s.parts[0], LLVM[dtype]) for s in starts)
+        return self.o.binary("add", Value(dtype, first, True), lanes)
 
     # ------------------------------------------------------------------ guards
 

@@ -41,10 +41,53 @@ def to_memory(o: Operations, x: Value, dtype: np.dtype, has_half: bool) -> Value
     if known == dtype:
         return bits
     if dtype == BFLOAT16:
-        return _to_bfloat(o, x)
+        quick = x.varying and o.width == 16 and o.isa == "avx512" and o.has_bfloat
+        return _quickly_to_bfloat(o, x) if quick else _to_bfloat(o, x)
     if dtype == FLOAT16:
         return o.convert("fptrunc", x, FLOAT16) if has_half else _to_half(o, x)
     return x
+
+
+def _quickly_to_bfloat(o: Operations, x: Value) -> Value:
+    """By the instruction for it, which takes subnormals for zero: where there is one among the lanes, which is seldom,
+    all is done again without."""
+    pure, wide = o.w.pure, "<16 x float>"
+    tests = [pure(f"call <16 x i1> @llvm.x86.avx512.fpclass.ps.512({wide} {p}, i32 {SUBNORMAL})", p) for p in x.parts]
+    some = tests[0]
+    for t in tests[1:]:
+        some = pure(f"or <16 x i1> {some}, {t}", some, t)
+    bits = pure(f"bitcast <16 x i1> {some} to i16", some)
+    there = pure(f"icmp ne i16 {bits}, 0", bits)
+    times = pure(f"zext i1 {there} to i64", there)
+    first = [*((wide, p) for p in x.parts), *(("<16 x i16>", p) for p in _rounded(o, x))]
+
+    def again(_: str | int, names: list[str]) -> list[str]:
+        now = names[: len(x.parts)]
+        return [*now, *_to_bfloat(o, Value(FLOAT32, tuple(now), True)).parts]
+
+    found = o.w.repeat(0, times, 1, first, again, once=True)
+    return Value(UINT16, tuple(found[len(x.parts) :]), True)
+
+
+SUBNORMAL = 0x20  # of the classes that `fpclass` tells apart
+
+
+def _rounded(o: Operations, x: Value) -> list[str]:
+    """Normal numbers, zeros, infinities and NaN as bfloat16: two vectors become one of twice as many lanes."""
+    pure, out = o.w.pure, []
+    for low, high in zip(x.parts[::2], x.parts[1::2], strict=False):
+        name = "@llvm.x86.avx512bf16.cvtne2ps2bf16.512"
+        both = pure(f"call <32 x bfloat> {name}(<16 x float> {high}, <16 x float> {low})", high, low)
+        whole = pure(f"bitcast <32 x bfloat> {both} to <32 x i16>", both)
+        for start in (0, 16):
+            order = ", ".join(f"i32 {k}" for k in range(start, start + 16))
+            text = f"shufflevector <32 x i16> {whole}, <32 x i16> poison, <16 x i32> <{order}>"
+            out.append(pure(text, whole))
+    if len(x.parts) % 2:
+        last = x.parts[-1]
+        half = pure(f"call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> {last})", last)
+        out.append(pure(f"bitcast <16 x bfloat> {half} to <16 x i16>", half))
+    return out
 
 
 def _to_bfloat(o: Operations, x: Value) -> Value:

@@ -58,9 +58,10 @@ def number_of(v: Value) -> float | int | None:
 class Operations:
     """Writes instructions on values. `declared` collects the functions of the C library that they call."""
 
-    def __init__(self, writer: Writer, has_fma: bool, isa: str = "") -> None:
+    def __init__(self, writer: Writer, has_fma: bool, isa: str = "", has_bfloat: bool = False) -> None:
         self.w = writer
         self.has_fma = has_fma
+        self.has_bfloat = has_bfloat  # instructions of AVX-512 that round to bfloat16
         self.isa = isa  # what `emit_math.vector_isa` says
         self.width = 1
         self.copies = 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stitch import access, dims, dtypes, knobs
 from stitch.access import Index
-from stitch.codegen import abreast, across, ahead, blocks, divisors, mapping, peeling, splitting, tiling, windows
+from stitch.codegen import abreast, across, ahead, blocks, divisors, mapping, narrowing, peeling, splitting, tiling, windows
 from stitch.codegen.constants import Constant
 from stitch.codegen.loops import (
     Apply,
@@ -83,6 +83,7 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
                 packed |= relaid
                 phases.append(loops)
                 tiles += own
+    phases = [narrowing.narrowed(p) for p in phases]
     phases = [divisors.shared(windows.ordered(peeling.peeled(p)), target.vector_bits // 32) for p in phases]
     if adaptive:
         beside = [abreast.abreast(ahead.asked(p, target), target) for p in phases]

@@ -138,7 +138,7 @@ class _Phase:
     ) -> None:
         self.program, self.target, self.offsets, self.kernels = program, target, offsets, kernels
         self.w = Writer()
-        self.o = Operations(self.w, target.fma, vector_isa(target))
+        self.o = Operations(self.w, target.fma, vector_isa(target), target.has("avx512bf16"))
         words = len(program.buffers)
         self.words = {s: words + i for i, s in enumerate(program.symbols)}
         self.scratch = words + len(program.symbols)
@@ -560,6 +560,8 @@ class _Phase:
                 return self._applied(e)
 
     def _applied(self, e: Apply) -> tuple[Value, frozenset[Buffer]]:
+        if e.prim == "cast" and e.dtype == dtypes.INT32 and isinstance(e.args[0], Position):
+            return self.m.position(e.args[0].index, e.dtype), frozenset()
         operands = _operands(e)
         found = [self._visit(a) for a in operands]
         values = [v for v, _ in found]
