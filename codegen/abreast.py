@@ -57,7 +57,7 @@ def abreast(phase: Phase, target: Target) -> tuple[Phase, tuple[Buffer, ...]]:
     if axis is None or not isinstance(axis.extent, int) or not all(map(_is_plain, phase.body)):
         return phase, ()
     loops = [s for s in phase.body if isinstance(s, Loop)]
-    work = sum(map(lambda s: _instructions(s, target), loops))
+    work = sum(_instructions(s, target) for s in loops)
     if not any(s.folds for s in loops) or any(not isinstance(s.axis.extent, int) for s in loops):
         return phase, ()
     tasks = estimate(phase.tasks)

@@ -30,6 +30,7 @@ from stitch.codegen.loops import (
     Guarded,
     Literal,
     Local,
+    Lookup,
     Loop,
     Phase,
     Position,
@@ -134,7 +135,7 @@ class _Divisors:
                 return self._fixed(e.index)
             case Guarded():
                 return self._stays(e.value, False) and all(self._fixed(b.index) for b in e.bounds)
-            case Apply():
+            case Apply() | Lookup():
                 return all(self._stays(a, guarded) for a in children(e))
 
     def _fixed(self, index: Index) -> bool:

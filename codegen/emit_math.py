@@ -10,6 +10,8 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+import numpy as np
+
 from stitch.codegen import polynomials
 from stitch.codegen.emit_values import MathBuilder, Operations, Value, literal_text
 from stitch.dtypes import FLOAT32
@@ -119,6 +121,40 @@ class MachineMath(MathBuilder):
         low = pure(f"and i32 {i}, 15", i)
         at = pure(f"getelementptr float, ptr {name}, i32 {low}", low)
         return pure(f"load float, ptr {at}", at)
+
+
+def looked_up(o: Operations, table: Sequence[int], x: Value, dtype: np.dtype) -> Value:
+    """An element of a table of 256 bytes for each byte of x: two lookups by seven bits, of which the eighth chooses."""
+    if not x.varying:
+        return Value(dtype, (_byte_from_memory(o, table, x.parts[0]),))
+    pure, n = o.w.pure, o.width
+    quarters = [f"<64 x i8> <{', '.join(f'i8 {b}' for b in table[k : k + 64])}>" for k in range(0, 256, 64)]
+    parts = []
+    for p in x.parts:
+        if n < 64:
+            lanes = ", ".join(f"i32 {k if k < n else 'poison'}" for k in range(64))
+            p = pure(f"shufflevector <{n} x i8> {p}, <{n} x i8> poison, <64 x i32> <{lanes}>", p)
+        low, high = (
+            pure(f"call <64 x i8> @llvm.x86.avx512.vpermi2var.qi.512({a}, <64 x i8> {p}, {b})", p)
+            for a, b in (quarters[:2], quarters[2:])
+        )
+        upper = pure(f"icmp slt <64 x i8> {p}, zeroinitializer", p)
+        found = pure(f"select <64 x i1> {upper}, <64 x i8> {high}, <64 x i8> {low}", upper, high, low)
+        if n < 64:
+            lanes = ", ".join(f"i32 {k}" for k in range(n))
+            found = pure(f"shufflevector <64 x i8> {found}, <64 x i8> poison, <{n} x i32> <{lanes}>", found)
+        parts.append(found)
+    return Value(dtype, tuple(parts), True)
+
+
+def _byte_from_memory(o: Operations, table: Sequence[int], i: str) -> str:
+    pure = o.w.pure
+    text = f"[{', '.join(f'i8 {b}' for b in table)}]"
+    name = f"@table.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    o.declared[name] = f"{name} = private unnamed_addr constant [256 x i8] {text}, align 64"
+    wide = pure(f"zext i8 {i} to i64", i)
+    at = pure(f"getelementptr i8, ptr {name}, i64 {wide}", wide)
+    return pure(f"load i8, ptr {at}", at)
 
 
 def _vector(table: Sequence[float]) -> str:

@@ -35,6 +35,7 @@ from stitch.codegen.loops import (
     Guarded,
     Literal,
     Local,
+    Lookup,
     Loop,
     Phase,
     Position,
@@ -252,7 +253,8 @@ class _Machine:
         stack = [e]
         while stack:
             x = stack[-1]
-            waiting = [c for c in x.args if c not in self.memo] if isinstance(x, Apply) else []
+            operands = x.args if isinstance(x, Apply) else (x.at,) if isinstance(x, Lookup) else ()
+            waiting = [c for c in operands if c not in self.memo]
             if waiting and x not in self.memo:
                 stack += waiting
                 continue
@@ -275,6 +277,8 @@ class _Machine:
                 return self.guarded(e)
             case Apply():
                 return self.applied(e)
+            case Lookup():
+                return np.array(e.table, np.uint8)[self.memo[e.at].view(np.uint8)].view(e.dtype)
 
     def fetched(self, buffer: Buffer, at: Array) -> Array:
         """Elements of a buffer; those at which no lane is active may be anywhere, and are 0."""

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 
 from stitch import access, dims, dtypes, knobs
 from stitch.access import Index
-from stitch.codegen import abreast, across, ahead, blocks, divisors, mapping, narrowing, peeling, splitting, tiling, windows
+from stitch.codegen import (
+    abreast,
+    across,
+    ahead,
+    blocks,
+    divisors,
+    lookups,
+    mapping,
+    narrowing,
+    peeling,
+    splitting,
+    tiling,
+    windows,
+)
 from stitch.codegen.constants import Constant
 from stitch.codegen.loops import (
     Apply,
@@ -17,8 +30,10 @@ from stitch.codegen.loops import (
     Define,
     Expr,
     Gate,
+    Guarded,
     Literal,
     Local,
+    Lookup,
     Phase,
     Position,
     Program,
@@ -89,6 +104,7 @@ def lower(kernel: Kernel, flow: Flow, target: Target) -> Lowered:
         beside = [abreast.abreast(ahead.asked(p, target), target) for p in phases]
         phases = [p for p, _ in beside]
         tiles += [t for _, own in beside for t in own]
+        phases = [lookups.looked_up(p, target) for p in phases]
     used = {b for p in phases for b in buffers(p)}
     given: dict[Buffer, Value | Constant] = {b: v for v, b in names.buffers.items() if b in used}
     return _program(phases, tuple(tiles), given | packed | parts, tuple(parts.values()))
@@ -120,8 +136,10 @@ def buffers(phase: Phase) -> set[Buffer]:
             case Apply():
                 for a in e.args:
                     visit(a)
-            case _ if hasattr(e, "value") and not isinstance(e, Literal):
+            case Guarded():
                 visit(e.value)
+            case Lookup():
+                visit(e.at)
 
     for s in walk(phase.body):
         for name in ("buffer", "a", "b", "to", "source"):
@@ -159,6 +177,8 @@ def symbols(phases: list[Phase], buffers: tuple[Buffer, ...]) -> tuple[str, ...]
                     expr(a)
             case Literal() | Use():
                 pass
+            case Lookup():
+                expr(e.at)
             case _:
                 for b in e.bounds:
                     index(b.index)

@@ -24,7 +24,7 @@ from stitch.codegen.emit_casts import beyond
 from stitch.codegen.emit_code import Writer
 from stitch.codegen.emit_dims import Dims
 from stitch.codegen.emit_kernels import tile_kernel
-from stitch.codegen.emit_math import vector_isa
+from stitch.codegen.emit_math import looked_up, vector_isa
 from stitch.codegen.emit_memory import ZEROS, Guard, Memory
 from stitch.codegen.emit_rules import identity, lanes_of, multiply_add, nodes, stored_in, unrolls
 from stitch.codegen.emit_sums import in_blocks
@@ -42,6 +42,7 @@ from stitch.codegen.loops import (
     Gate,
     Guarded,
     Literal,
+    Lookup,
     Loop,
     Phase,
     Position,
@@ -558,6 +559,9 @@ class _Phase:
                 return self._guarded(e)
             case Apply():
                 return self._applied(e)
+            case Lookup():
+                at, read = self._visit(e.at)
+                return looked_up(self.o, e.table, at, e.dtype), read
 
     def _applied(self, e: Apply) -> tuple[Value, frozenset[Buffer]]:
         if e.prim == "cast" and e.dtype == dtypes.INT32 and isinstance(e.args[0], Position):
@@ -599,6 +603,8 @@ class _Lazy(dict[str, str]):
 
 def _operands(e: Expr) -> tuple[Expr, ...]:
     """What a primitive is computed from: of a contracted sum, the product's factors."""
+    if isinstance(e, Lookup):
+        return (e.at,)
     return (multiply_add(e.prim, e.args) or e.args) if isinstance(e, Apply) else ()
 
 

@@ -12,6 +12,7 @@ Grammar
              | Prefetch(buffer, index)                      says what will soon be read
     Fold     = local := op(local, value)                   after each iteration of a Loop's body; `local` afterwards
     Expr     = Literal | Read(buffer, index) | Use(local) | Position(index) | Apply(prim, args) | Guarded(...)
+             | Lookup(table, value)                        an element of 256, by the bits of a value of 8
     Index    = offset + Σ coefficient · (axis | local)     in elements; coefficients and offsets are Dims
     Clip     = the loop runs over min(block, limit − block · outer) iterations instead of its axis' extent
     Gate     = the loop runs only where 0 <= index < limit for all bounds, or (`without`) only where not
@@ -143,7 +144,16 @@ class Guarded:
         return self.value.dtype
 
 
-Expr = Literal | Read | Use | Position | Apply | Guarded
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """The number of 8 bits, of type `dtype`, whose bits are in `table` at the bits of `at`, which has 8 too."""
+
+    table: tuple[int, ...]
+    at: Expr
+    dtype: np.dtype
+
+
+Expr = Literal | Read | Use | Position | Apply | Guarded | Lookup
 
 # ------------------------------------------------------------------ statements
 
@@ -302,6 +312,8 @@ def children(e: Expr) -> tuple[Expr, ...]:
             return e.args
         case Guarded():
             return (e.value, e.otherwise)
+        case Lookup():
+            return (e.at,)
         case _:
             return ()
 
@@ -398,6 +410,9 @@ def _check_expr(e: Expr, axes: set[Axis], known: set[Local], buffers: set[Buffer
             assert e.otherwise.dtype == e.value.dtype
         case Apply():
             assert PRIMITIVES[e.prim].kind == "elementwise", e.prim
+        case Lookup():
+            assert len(e.table) == 256
+            assert e.dtype.itemsize == e.at.dtype.itemsize == 1, f"a table of {e.dtype} by {e.at.dtype}"
     for c in children(e):
         _check_expr(c, axes, known, buffers, seen)
 
@@ -525,6 +540,8 @@ class _Printer:
             case Apply():
                 kind = f".{(e.rounded or e.dtype).name}" if e.prim in ("cast", "bitcast") else ""
                 return f"{e.prim}{kind}({', '.join(self.expr(a) for a in e.args)})"
+            case Lookup():
+                return f"{e.dtype.name}[{bytes(e.table).hex()}][{self.expr(e.at)}]"
             case Guarded():
                 bounds = ", ".join(f"0 <= {self.index(b.index)} < {b.limit}" for b in e.bounds)
                 return f"({self.expr(e.value)} if {bounds} else {e.otherwise.value})"

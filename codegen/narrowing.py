@@ -91,9 +91,9 @@ class _Narrowing:
                 if e.dtype == INT64 and (thin := self.narrow(e)) is not None:
                     return Apply("cast", (thin[0],), INT64)
                 if e.prim in ("eq", "ne", "lt", "le") and e.args[0].dtype == INT64:
-                    both = [self.narrow(a) for a in e.args]
-                    if both[0] is not None and both[1] is not None:
-                        return replace(e, args=(both[0][0], both[1][0]))
+                    left, right = (self.narrow(a) for a in e.args)
+                    if left is not None and right is not None:
+                        return replace(e, args=(left[0], right[0]))
                 args = tuple(self.expr(a) for a in e.args)
                 return e if all(a is b for a, b in zip(args, e.args, strict=True)) else replace(e, args=args)
             case _:
@@ -125,10 +125,10 @@ class _Narrowing:
     def _applied(self, e: Apply) -> tuple[Expr, Bounds] | None:
         if e.prim not in ("add", "sub", "min", "max", "where"):
             return None
-        args = [self.narrow(a) for a in e.args[-2:]]
-        if args[0] is None or args[1] is None:
+        left, right = (self.narrow(a) for a in e.args[-2:])
+        if left is None or right is None:
             return None
-        (x, (a, b)), (y, (c, d)) = args
+        (x, (a, b)), (y, (c, d)) = left, right
         match e.prim:
             case "add":
                 return Apply("add", (x, y), INT32), (a + c, b + d)
