@@ -49,7 +49,7 @@ def cast(o: Operations, x: Value, to: np.dtype) -> Value:
 
 def _float_to_integer(o: Operations, x: Value, to: np.dtype, signed: bool) -> Value:
     """Truncated and saturated; NaN is 0. What the range of x rules out is not asked for."""
-    known = _range(o, x)
+    known = range_(o, x)
     low, high = dtypes.lowest(to), dtypes.highest(to)
     if to.itemsize >= 4:
         if known.inside(low, high) and (signed or high < 2**32 or known.high < 2**63):
@@ -129,7 +129,7 @@ def _rint_operand(o: Operations, x: Value, low: float, high: float) -> Value | N
         inner = made[1][0]
     if made is not None and made[0] == "add" and number_of(made[1][1]) == 0:
         made = o.made.get(made[1][0])
-    if made is None or made[0] != "rint" or x.dtype != FLOAT32 or not _range(o, x).inside(low, high):
+    if made is None or made[0] != "rint" or x.dtype != FLOAT32 or not range_(o, x).inside(low, high):
         return None
     y = made[1][0]
     for prim, limit in reversed(clamps):
@@ -137,7 +137,8 @@ def _rint_operand(o: Operations, x: Value, low: float, high: float) -> Value | N
     return y
 
 
-def _range(o: Operations, x: Value) -> Range:
+def range_(o: Operations, x: Value) -> Range:
+    """What numbers a value can hold."""
     def look(v: Value) -> Any:
         n = number_of(v)
         return o.made.get(v) if n is None else n

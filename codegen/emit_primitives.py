@@ -6,18 +6,20 @@ by the width or more give 0 or the sign, min and max pass NaN on, float to integ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from stitch import dtypes
 from stitch.codegen import mathlib
-from stitch.codegen.emit_casts import Rule, bitcast, cast, kind_of, maximum, minimum
+from stitch.codegen.emit_casts import Rule, bitcast, cast, kind_of, maximum, minimum, range_
 from stitch.codegen.emit_math import MachineMath
 from stitch.codegen.emit_values import Operations, Value, literal, number_of
 from stitch.codegen.quotients import reciprocal
 from stitch.dtypes import BOOL, FLOAT32, FLOAT64
+from stitch.ranges import Range
 
 
 def apply(o: Operations, prim: str, args: Sequence[Value], dtype: np.dtype) -> Value:
@@ -208,10 +210,21 @@ def _from_library(name: str) -> Rule:
     def rule(o: Operations, *args: Value) -> Value:
         if args[0].dtype == FLOAT64:
             return DOUBLES[name](o, *args) if name in DOUBLES else o.libm(name, *args)
-        result: Value = build(MachineMath(o), *args)
+        inside = INSIDE.get(name)
+        if inside is not None and inside[0](range_(o, args[0])):
+            result: Value = inside[1](MachineMath(o), args[0])
+            return result
+        result = build(MachineMath(o), *args)
         return result
 
     return rule
+
+
+INSIDE: dict[str, tuple[Callable[[Range], bool], Callable[..., Any]]] = {
+    "exp": (lambda r: r.high <= 90, mathlib.exp_to_90),
+    "log1p": (lambda r: r.low > -1 and r.high < math.inf and not r.minus, mathlib.log1p_inside),
+}
+"""Functions of one argument that are less work, with the same bits, where it is known to be in some range."""
 
 
 def _double_sigmoid(o: Operations, x: Value) -> Value:

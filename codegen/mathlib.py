@@ -128,7 +128,12 @@ def _log1p(b: Builder[V], x: V) -> V:
 
 def exp(b: Builder[V], x: V) -> V:
     """e^x: Cody-Waite reduction and a polynomial of degree 5 (Muller, Elementary Functions, 11.2)."""
-    x = b.fmin(b.const(90.0), b.fmax(b.const(-104.0), x))
+    return exp_to_90(b, b.fmin(b.const(90.0), x))
+
+
+def exp_to_90(b: Builder[V], x: V) -> V:
+    """The same for x <= 90."""
+    x = b.fmax(b.const(-104.0), x)
     magic = b.const(MAGIC)
     n = b.sub(b.fma(x, b.const(LOG2E), magic), magic)
     r = b.fma(n, b.const(-LN2_LO), b.fma(n, b.const(-LN2_HI), x))
@@ -227,6 +232,11 @@ def log1p(b: Builder[V], x: V) -> V:
     value = b.select(b.lt(x, b.const(INF)), _log1p(b, x), x)
     value = b.select(b.lt(b.const(-1.0), x), value, b.select(b.eq(x, b.const(-1.0)), b.const(-INF), _nan_of(b, x)))
     return b.select(b.eq(x, b.const(0.0)), x, value)
+
+
+def log1p_inside(b: Builder[V], x: V) -> V:
+    """The same for x > -1 that is finite, or NaN, and not -0."""
+    return b.select(b.eq(x, x), _log1p(b, x), x)
 
 
 def asinh(b: Builder[V], x: V) -> V:

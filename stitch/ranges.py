@@ -18,9 +18,10 @@ from stitch import dtypes
 _INF = math.inf
 _EXACT = {dtypes.FLOAT32: 2.0**24, dtypes.FLOAT64: 2.0**53}
 _DEPTH = 12
+_LARGE = 80.0  # up to which e^x is finite in any float
 _KNOWN = (
     "reshape", "broadcast", "transpose", "slice", "cast", "max", "min", "where", "rint", "floor", "ceil", "abs", "neg",
-    "add", "sub", "mul", "div",
+    "add", "sub", "mul", "div", "exp",
 )  # fmt: skip
 
 
@@ -114,6 +115,8 @@ def _transferred(prim: str, dtype: np.dtype, source: np.dtype, args: list[Range]
             return Range(max(x.low, -x.high, 0.0), top, x.whole, x.nan, False)
         case "neg":
             return Range(-x.high, -x.low, x.whole, x.nan)
+        case "exp":
+            return Range(0.0, math.exp(x.high) * (1 + 2.0**-20) if x.high < _LARGE else _INF, False, x.nan, False)
     return _arithmetic(prim, dtype, x, args[1])
 
 
