@@ -139,6 +139,7 @@ def _rint_operand(o: Operations, x: Value, low: float, high: float) -> Value | N
 
 def range_(o: Operations, x: Value) -> Range:
     """What numbers a value can hold."""
+
     def look(v: Value) -> Any:
         n = number_of(v)
         return o.made.get(v) if n is None else n

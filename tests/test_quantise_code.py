@@ -13,7 +13,7 @@ import pytest
 
 from stitch import dtypes, target
 from stitch.access import Axis, index
-from stitch.codegen import divisors
+from stitch.codegen import bits, divisors
 from stitch.codegen.bits import NumpyBuilder
 from stitch.codegen.loops import Apply, Buffer, Define, Expr, Loop, Phase, Read, Store
 from stitch.codegen.quotients import reciprocal
@@ -310,3 +310,43 @@ def test_cubes(on: Target) -> None:
     assert (np.abs(y[usual] - want[usual]) <= np.abs(want[usual]) * 2.0**-22).all()
     assert np.array_equal(np.isnan(y), np.isnan(x))
     assert np.array_equal(y[~np.isfinite(narrow) & ~np.isnan(x)] > 0, x[~np.isfinite(narrow) & ~np.isnan(x)] > 0)
+
+
+# ------------------------------------------------------------------ functions of what is known to be in a range
+
+
+@EVERY
+def test_functions_of_what_is_known_have_the_same_bits(on: Target) -> None:
+    """e^-|x|, log(1 + e^-|x|), and the logarithm of what a clamp leaves."""
+    rng = np.random.default_rng(8)
+    x = np.concatenate([SPECIAL, rng.standard_normal(3000).astype(np.float32) * 40])
+    b = Builder()
+    given = b.input("x", FLOAT32, x.shape)
+    power = b.elementwise("exp", b.unary("neg", b.unary("abs", given)))
+    clamped = b.min(b.max(given, 0.25), 1e6)
+    outputs = {
+        "power": power,
+        "soft": b.elementwise("log1p", power),
+        "high": b.elementwise("exp", b.min(given, 90.0)),
+        "log": b.elementwise("log1p", clamped),
+    }
+    got = pipeline.run(pipeline.compile(b.finish(outputs), target=on), {"x": x})
+    powers = bits.evaluate("exp", -np.abs(x))
+    highs = bits.evaluate("exp", np.minimum(x, np.float32(90)))
+    want = [powers, bits.evaluate("log1p", powers), highs]
+    want.append(bits.evaluate("log1p", np.clip(x, np.float32(0.25), np.float32(1e6))))
+    for a, c in zip(got, want, strict=True):
+        same = (a.view(np.int32) == c.view(np.int32)) | (np.isnan(a) & np.isnan(c))
+        assert same.all(), x[~same][:4]
+
+
+@pytest.mark.parametrize("low", [-1.0, -0.5, -0.0, 0.0])
+def test_log1p_where_its_argument_may_be_an_edge(low: float) -> None:
+    """-1 has an infinite logarithm, and -0 keeps its sign."""
+    x = np.array([-2, -1, -0.75, -0.5, -0.0, 0.0, 1, np.inf, np.nan], np.float32)
+    b = Builder()
+    graph = b.finish({"y": b.elementwise("log1p", b.max(b.input("x", FLOAT32, x.shape), low))})
+    (got,) = pipeline.run(pipeline.compile(graph), {"x": x})
+    (want,) = evaluate(graph, {"x": x})
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert (np.signbit(got) == np.signbit(want))[~np.isnan(want) & (want != 0)].all()
