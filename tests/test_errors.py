@@ -89,6 +89,7 @@ MESSAGES: list[tuple[StitchError, str]] = [
         errors.MemoryLimit(limits={"cpu:0": 50}, smallest={"cpu:0": 107}, exact=False),
         "no placement fits into the bytes 50 for 'cpu:0'; this is known to do: 107 for 'cpu:0'",
     ),
+    (
         errors.StreamError(3, stage="stage 1", reason=ValueError("no frame")),
         "input 3 of the stream failed in stage 1: no frame",
     ),

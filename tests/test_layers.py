@@ -119,14 +119,13 @@ TABLE = """
     stitch.codegen.blocks
     stitch.codegen.windows
     stitch.codegen.ahead
-    stitch.codegen.kernels
-    stitch.codegen.traffic
-    stitch.codegen.descriptors
     stitch.codegen.abreast
     stitch.codegen.narrowing
     stitch.codegen.interp
     stitch.codegen.lookups
     stitch.codegen.kernels
+    stitch.codegen.traffic
+    stitch.codegen.descriptors
     stitch.codegen.emit_code
     stitch.codegen.emit_values
     stitch.codegen.emit_math
