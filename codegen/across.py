@@ -60,7 +60,7 @@ BLOCK = 1 << BLOCK_BITS
 """Rows after which a sum by rows goes to another tile."""
 
 WINDOW = 64
-"""Rows up to which a fold is better kept in registers: those of a window, of which the next point reads most again."""
+"""Rows up to which a fold is kept in registers if it is one of a window, of which the next point reads most again."""
 
 LARGEST = 4096
 """Elements for each lane from which a block is not staged: it would not stay in a cache."""
@@ -228,16 +228,23 @@ def streams(n: Nest, vector: Axis, large: int) -> bool:
     own = (*n.kept, *n.reduced)
     if not own or (n.kept and n.reduced):
         return False
-    if dims.prove_le(dims.product(a.extent for a in own), WINDOW):
-        return False
+    few = dims.prove_le(dims.product(a.extent for a in own), WINDOW)
     return any(
         b is not None
         and b.space == "global"
         and i.coefficient(vector) == 1
         and any(estimate(i.coefficient(a)) > 2 * ROWS for a in own)
         and estimate(b.size) * b.dtype.itemsize > large
+        and not (few and _recurs(i, own))
         for b, i, _ in indices(n)
     )
+
+
+def _recurs(index: Index, own: Sequence[Axis]) -> bool:
+    """Whether an axis around a nest moves an access by less than the nest's own axes do."""
+    steps = [(estimate(index.coefficient(a)), estimate(a.extent)) for a in own]
+    others = [estimate(c) for v, c in index.terms if v not in own]
+    return len(own) > 1 or any(step <= other < step * extent for step, extent in steps for other in others)
 
 
 def streamed(n: Nest, block: Block) -> tuple[tuple[Stmt, ...], tuple[Buffer, ...]]:

@@ -17,7 +17,7 @@ from functools import partial
 
 from stitch import access, dims
 from stitch.access import Axis, Index
-from stitch.codegen import across
+from stitch.codegen import across, rows
 from stitch.codegen.across import UNROLL
 from stitch.codegen.constants import Constant, Relaid, inside
 from stitch.codegen.loops import Buffer, Clip, Define, Expr, Fold, Local, Loop, Phase, Read, Stmt, Use
@@ -58,7 +58,7 @@ def phase(
     fixed, clips = constants or {}, given.clips
     axes, work = merge(given)
     own = [_own_vector(n, target, fixed, adaptive) for n in work]
-    rows = sum(weight(n, axes) * price for n, (_, price) in zip(work, own, strict=True))
+    long = sum(weight(n, axes) * price for n, (_, price) in zip(work, own, strict=True))
     fixed_axes = {c.outer for c in clips.values()}
 
     def beside_price(n: Nest, a: Axis) -> float:
@@ -70,12 +70,12 @@ def phase(
     beside = {a: sum(weight(n, axes) * beside_price(n, a) for n in work) for a in axes if a not in fixed_axes}
     best = min(beside, key=beside.__getitem__, default=None)
     relaid: dict[Buffer, Constant] = {}
-    if best is not None and (beside[best] <= rows or not any(a for a, _ in own)):
+    if best is not None and (beside[best] <= long or not any(a for a, _ in own)):
         work = tuple(_relay(n, best, fixed, relaid) for n in work)
         block = across.cut(axes, best, work, clips, BLOCK, target.l2_bytes, adaptive)
         return *_across(block), relaid
-    body, relaid = _by_row(work, [a for a, _ in own], fixed, clips)
-    return Phase(axes, body, grain(work)), tiles_of(work), relaid
+    body, tiles, relaid = _by_row(work, [a for a, _ in own], fixed, clips, target.l1_bytes if adaptive else None)
+    return Phase(axes, body, grain(work)), (*tiles_of(work), *tiles), relaid
 
 
 def _is_open(a: Axis) -> bool:
@@ -88,17 +88,36 @@ def by_row(
 ) -> tuple[tuple[Stmt, ...], dict[Buffer, Constant]]:
     """The loops of one parallel point, lanes along axes of the nests' own, and the constants in an order of their
     own."""
-    return _by_row(work, [_own_vector(n, target, constants)[0] for n in work], constants, {})
+    body, _, relaid = _by_row(work, [_own_vector(n, target, constants)[0] for n in work], constants, {}, None)
+    return body, relaid
 
 
 def _by_row(
-    work: Sequence[Nest], own: Sequence[Axis | None], constants: Mapping[Buffer, Value], clips: Mapping[Axis, Clip]
-) -> tuple[tuple[Stmt, ...], dict[Buffer, Constant]]:
+    work: Sequence[Nest],
+    own: Sequence[Axis | None],
+    constants: Mapping[Buffer, Value],
+    clips: Mapping[Axis, Clip],
+    large: int | None,
+) -> tuple[tuple[Stmt, ...], tuple[Buffer, ...], dict[Buffer, Constant]]:
+    """`large`: bytes from which nests over the same rows become one loop; never, if None. Its tiles come second."""
     relaid: dict[Buffer, Constant] = {}
     body: list[Stmt] = []
-    for n, a in zip([_relay(n, a, constants, relaid) for n, a in zip(work, own, strict=True)], own, strict=True):
-        body += (*n.body, *n.after) if a is None else loops(n, a, clips)
-    return tuple(body), relaid
+    tiles: list[Buffer] = []
+    work = [_relay(n, a, constants, relaid) for n, a in zip(work, own, strict=True)]
+    k = 0
+    while k < len(work):
+        same = () if large is None else rows.together(work[k:], own[k:], clips, large)
+        if same:
+            stop = k + len(same)
+            vectors = [a for a in own[k:stop] if a is not None]
+            stmts, totals = rows.by_row(work[k:stop], same, vectors, lambda n, a: loops(n, a, clips))
+            tiles += totals
+        else:
+            n, a, stop = work[k], own[k], k + 1
+            stmts = (*n.body, *n.after) if a is None else loops(n, a, clips)
+        body += stmts
+        k = stop
+    return tuple(body), tuple(tiles), relaid
 
 
 def _own_vector(

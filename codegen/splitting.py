@@ -66,6 +66,8 @@ def split(work: Work, wide: int, large: int) -> tuple[tuple[Work, ...], tuple[tu
         return (whole,), ()
     block = max(size * estimate(extent) // (terms * together) // 16 * 16, LEAST)
     part = Axis("part", dims.ceil_div(extent, block))
+    if part.extent == 1:
+        return (whole,), ()
     first: list[Nest] = []
     second: list[Nest] = []
     clips: dict[Axis, Clip] = {}

@@ -89,6 +89,7 @@ TABLE = """
     stitch.stitching.dominants
     stitch.stitching.contractions
     stitch.stitching.schemes
+    stitch.stitching.parts
     stitch.stitching.stages
     stitch.stitching.chains
     stitch.stitching.clusters
@@ -112,6 +113,7 @@ TABLE = """
     stitch.codegen.lower
     stitch.codegen.splitting
     stitch.codegen.across
+    stitch.codegen.rows
     stitch.codegen.mapping
     stitch.codegen.tiling
     stitch.codegen.divisors

@@ -21,11 +21,17 @@ from stitch.stitching.trace import Access
 HINT = 64
 """What a symbol is taken to be where a decision needs a number. Results never depend on it."""
 
+FAR = 32
+"""Budgets of tiles from which a value does not stay in any cache."""
+
 FEW = 16
 """Tasks below which a phase does not give up parallel axes to take in another group, if it has more without."""
 
 LANES = 64
 """Columns that a task takes side by side, where lanes run across columns."""
+
+STREAMS = 3
+"""Columns in a cache at a time, where columns are read, changed and stored."""
 
 LONG = 1 << 16
 """Elements from which a group's work at one point is cut over workers, if there are few points: a phase of its own."""
@@ -46,7 +52,10 @@ class _Open:
     made: dict[Value, Root] = field(default_factory=dict)
 
     def tasks(self, axes: Sequence[Axis]) -> int:
-        return estimate(dims.product(a.extent for a in axes), self.single)
+        return self.count(dims.product(a.extent for a in axes))
+
+    def count(self, d: Dim) -> int:
+        return estimate(d, self.single)
 
 
 def phases(
@@ -136,12 +145,25 @@ def _beside(now: _Open, g: Group, later: Sequence[Group]) -> dict[Axis, Axis]:
 
 
 def _is_tall(now: _Open, kept: Sequence[Axis], g: Group, height: int, budget: int) -> bool:
-    """Whether the phase goes through columns too high to stay in a cache, `height` elements each. Rows that are next to
-    each other are then better read twice in a row than a few lanes of each at a time."""
-    if not g.accesses or height * LANES * 4 <= budget:
+    """Whether the phase would go through columns too high to stay in a cache, `height` elements of each by `g`. Rows
+    that are next to each other are then better read twice in a row than a few lanes of each at a time. Columns that
+    the phase does not go through anyway should leave room for what is stored, too."""
+    sizes = (min(now.tasks(h.axes), now.count(a.value.size)) for h in now.groups for a in h.accesses)
+    before = max(sizes, default=0) // max(now.tasks(kept), 1)
+    if len(kept) < len(now.axes):
+        height = max(height, before)
+    fresh = before * FEW <= height
+    if not g.accesses or height * LANES * 4 * (STREAMS if fresh else 1) <= budget:
         return False
-    columns = [a.at for h in now.groups for a in h.accesses if not a.linear and a.at and a.at[-1].axis() in kept]
-    return any(x not in kept for at in columns for i in at for x in i.axes())
+    accesses = [a for h in now.groups for a in h.accesses]
+    return any(_lane(a) in kept and any(x not in kept for i in a.at for x in i.axes()) for a in accesses)
+
+
+def _lane(a: Access) -> Axis | None:
+    """The axis along which the elements of an access are adjacent, if there is one."""
+    if a.linear:
+        return next((x for x in a.offset.axes() if a.offset.coefficient(x) == 1), None)
+    return a.at[-1].axis() if a.at else None
 
 
 def _same_place(a: Access, b: Access) -> bool:

@@ -20,15 +20,12 @@ from stitch.knobs import Scheme
 from stitch.ops.primitives import PRIMITIVES
 from stitch.stitching import chains, clusters, contractions, dominants, schemes
 from stitch.stitching.legalise import legalise
+from stitch.stitching.parts import in_parts
 from stitch.stitching.schedule import Kernel, Stitched
 from stitch.stitching.stages import Stages
 from stitch.stitching.trace import Blocked, Flow
 
 ALL: frozenset[Scheme] = frozenset(("independent", "local", "regional", "global"))
-
-
-FAR = 32
-"""Budgets of tiles from which a value does not stay in any cache."""
 
 
 def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL, merging: bool = True) -> Stitched:
@@ -37,6 +34,8 @@ def stitch(graph: Graph, budget: int, allowed: Collection[Scheme] = ALL, merging
     "regional" every group is a phase of its own, without "global" no kernel has more than one phase. `merging`: groups
     joined by local edges become one; it needs "local"."""
     graph = materialise(legalise(graph))
+    if {"regional", "global"} <= set(allowed):
+        graph = in_parts(graph, budget)
     stops: set[Value] = {v for n in graph.nodes if n.prim in ("scatter", "host") for v in n.inputs}
     stops |= set(graph.outputs) | _picked(graph)
     while True:
@@ -128,7 +127,7 @@ def _kernels(
 
 def _worth(value: Value, budget: int) -> float:
     """Instructions in which a vector of the value is computed again sooner than written and read."""
-    far = schemes.estimate(value.bytes) > FAR * budget
+    far = schemes.estimate(value.bytes) > schemes.FAR * budget
     return dominants.CHEAP_FAR if far else dominants.CHEAP
 
 
