@@ -58,12 +58,20 @@ class _Nest:
     place: int
     loops: tuple[Loop, ...]
 
-    def goes_as(self, other: _Nest) -> bool:
-        """Whether it goes over the same points in the same order."""
-        return len(self.loops) == len(other.loops) and all(
-            a.axis.extent == b.axis.extent and a.mode == b.mode and a.clip == b.clip
-            for a, b in zip(self.loops, other.loops, strict=True)
-        )
+    def renamed(self, other: _Nest) -> Mapping[Axis, Index] | None:
+        """What this nest's axes are in the other one's, if that goes over the same points in the same order; it may go
+        over them in more loops if here is a single one."""
+        if len(self.loops) == len(other.loops):
+            pairs = list(zip(self.loops, other.loops, strict=True))
+            if any(a.axis.extent != b.axis.extent or a.mode != b.mode or a.clip != b.clip for a, b in pairs):
+                return None
+            return {a.axis: access.of(b.axis) for a, b in pairs if a.axis is not b.axis}
+        extents = [x.axis.extent for x in other.loops]
+        one, last = self.loops[0], other.loops[-1]
+        whole = len(self.loops) == 1 and all(x.clip is None for x in (one, *other.loops))
+        if not whole or one.mode != last.mode or dims.product(extents) != one.axis.extent:
+            return None
+        return {one.axis: access.linear(extents, [access.of(x.axis) for x in other.loops])}
 
     @property
     def statements(self) -> tuple[Stmt, ...]:
@@ -138,7 +146,7 @@ def _ahead(
     first: _Nest, nests: list[_Nest], busy: Collection[_Nest], read: Read, axis: Axis, target: Target
 ) -> tuple[_Nest, Prefetch] | None:
     """What is asked for, and the nest that asks."""
-    later = [n for n in nests if n.place > first.place and n.goes_as(first) and n not in busy]
+    later = [n for n in nests if n.place > first.place and first.renamed(n) is not None and n not in busy]
     own = {s.axis: s for s in first.loops}
     vector = [a for a, s in own.items() if s.mode == "vector"]
     step = read.index.coefficient(axis)
@@ -152,10 +160,7 @@ def _ahead(
     asking = max(later, key=_cost)
     if step == points and (_cost(asking) < BUSY or points * item < SHORT):
         return None
-    renamed: Mapping[Axis, Index] = {
-        a: access.of(b.axis) for a, b in zip(own, asking.loops, strict=True) if a is not b.axis
-    }
-    at = read.index.substitute(renamed).plus(step * tasks)
+    at = read.index.substitute(first.renamed(asking) or {}).plus(step * tasks)
     return asking, Prefetch(read.buffer, at, near=points * item * tasks <= target.l1_bytes // 8)
 
 
