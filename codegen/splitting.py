@@ -67,7 +67,7 @@ def split(work: Work, wide: int, large: int) -> tuple[tuple[Work, ...], tuple[tu
     block = max(size * estimate(extent) // (terms * together) // 16 * 16, LEAST)
     part = Axis("part", dims.ceil_div(extent, block))
     if part.extent == 1:
-        return (whole,), ()
+        return (work,), ()
     first: list[Nest] = []
     second: list[Nest] = []
     clips: dict[Axis, Clip] = {}
