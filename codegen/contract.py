@@ -6,6 +6,7 @@ k runs over up to three nested axes: one for a matmul, (kernel row, kernel colum
 rows are neighbouring pixels. One function is emitted for each tile:
 
     void name(ptr a, i64 a_row, ptr b, ptr c, i64 c_row, ptr loops)
+    void name(ptr a, i64 a_row, ptr b, ptr loops, …)            with an ending (`codegen/emit_endings.py`) instead of c
 
 * `a` is the element at row 0 and k = 0; rows stand `a_row` elements apart. They may overlap, or coincide.
 * `b` has, for each k, NR contiguous elements: a packed panel (padded to NR), or a matrix as it stands.
@@ -111,6 +112,15 @@ def efficiency(target: Target, dtype: np.dtype, rows: int, vectors: int) -> floa
 
 
 @dataclass(frozen=True)
+class Ending:
+    """What is done with the results while they are in registers, instead of storing them to c: lines of text, in which
+    %s<i>.<j> is vector j of row i, and the parameters that they use."""
+
+    parameters: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Kernel:
     """What all parts of one kernel's text need to know."""
 
@@ -120,7 +130,8 @@ class _Kernel:
     vectors: int
     unit_a: bool
     short: bool
-    ahead: bool
+    ahead: bool = False
+    ending: Ending | None = None
 
     @property
     def lanes(self) -> int:
@@ -156,15 +167,21 @@ def emit_micro_kernel(
     linkage: str = "",
     short: bool = False,
     ahead: bool = False,
+    ending: Ending | None = None,
 ) -> str:
-    """The text of the function `name`. Intrinsics need no declaration. `short`: for sums that are one block; `ahead`:
-    the rows behind these come next, and lie so close that a line of memory for each k is what they take."""
+    """The text of the function `name`. Intrinsics need no declaration. `short`: for sums that are one block; only they
+    can have an `ending`, and of these only such as are not empty. `ahead`: the rows behind these come next, and lie so
+    close that a line of memory for each k is what they take."""
     if dtype not in TYPES:
         raise ValueError(f"no micro-kernel for {dtype}; there is one for {', '.join(d.name for d in TYPES)}")
     if min(rows, vectors) < 1:
         raise ValueError(f"a tile of {rows}x{vectors} vectors is empty")
-    k = _Kernel(target, dtype, rows, vectors, unit_a, short, ahead)
-    arguments = "ptr %a, i64 %a_row, ptr %b, ptr %c, i64 %c_row, ptr %loops"
+    if ending is not None and not short:
+        raise ValueError("the sums of several blocks are in memory")
+    k = _Kernel(target, dtype, rows, vectors, unit_a, short, ahead, ending)
+    to = ("ptr %c", "i64 %c_row") if ending is None else ()
+    given = ("ptr %a", "i64 %a_row", "ptr %b", *to, "ptr %loops", *(ending.parameters if ending is not None else ()))
+    arguments = ", ".join(given)
     body = [*_entry(k), *_outer(k), *_inner(k), *_next(k), *_drain(k)]
     head = f"define {linkage} void" if linkage else "define void"
     return "\n".join([f"{head} @{name}({arguments}) nounwind {{", *body, "}", ""])
@@ -183,12 +200,14 @@ def _entry(k: _Kernel) -> Iterator[str]:
     yield f"  %row = mul i64 %a_row, {size}"
     yield "  %row3 = mul i64 %row, 3"
     yield f"  %row.reach = mul i64 %row, {k.reach}"
-    yield f"  %c.row = mul i64 %c_row, {size}"
-    for i in range(1, k.rows):
-        yield f"  %c{i} = getelementptr i8, ptr %c{i - 1 or ''}, i64 %c.row"
+    if k.ending is None:
+        yield f"  %c.row = mul i64 %c_row, {size}"
+        for i in range(1, k.rows):
+            yield f"  %c{i} = getelementptr i8, ptr %c{i - 1 or ''}, i64 %c.row"
     yield "  %n01 = mul i64 %n0, %n1"
     yield "  %n = mul i64 %n01, %n2"
-    yield "  %empty = icmp eq i64 %n, 0"
+    if k.ending is None:
+        yield "  %empty = icmp eq i64 %n, 0"
     for side in "ab":  # from the last step of side 1 to the next step of side 0
         yield f"  %{side}.run = mul i64 %{side}1, %n1"
         yield f"  %{side}.rise = add i64 %{side}0, %{side}1"
@@ -200,6 +219,9 @@ def _entry(k: _Kernel) -> Iterator[str]:
         yield f"  %bits = call i64 @llvm.umax.i64(i64 %half, i64 {BLOCK_BITS})"
         yield "  %block = shl i64 1, %bits"
         yield "  %most = call i64 @llvm.umin.i64(i64 %n2, i64 %block)"
+    if k.ending is not None:
+        yield "  br label %outer"
+        return
     yield "  br i1 %empty, label %nothing, label %outer"
     yield "nothing:"
     for cell, i, j in _cells(k):
@@ -351,6 +373,10 @@ def _drain(k: _Kernel) -> Iterator[str]:
     yield "drain:"
     yield "  br i1 %fresh, label %put, label %add" if k.blocked else "  br label %put"
     yield "put:"
+    if k.ending is not None:
+        yield from k.ending.lines
+        yield "  ret void"
+        return
     for cell, i, j in _cells(k):
         yield from _store(k, "p", cell, i, j, f"%s{cell}")
     if not k.blocked:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from stitch import dims, dtypes
+from stitch.codegen import emit_endings as endings
 from stitch.codegen import emit_primitives as primitives
 from stitch.codegen import emit_storage as storage
 from stitch.codegen.emit_casts import beyond
@@ -150,6 +152,7 @@ class _Phase:
     def emit(self, name: str, phase: Phase) -> str:
         stored = stored_in(phase.body)
         self.m.streamed = streamed(self.program, phase, self.target)
+        self.readers = endings.readers(phase)
         self.w.repeat("%begin", "%end", 1, [], lambda task, _: self._task(phase, task), stored)
         if self.m.streamed:  # what was stored past the caches is seen by all from here on
             self.w.effect("call void @llvm.x86.sse.sfence()")
@@ -194,8 +197,11 @@ class _Phase:
     # ------------------------------------------------------------------ statements
 
     def _body(self, body: tuple[Stmt, ...]) -> None:
-        for s in body:
+        done: Stmt | None = None
+        for s, after in zip_longest(body, body[1:]):
             match s:
+                case _ if s is done:
+                    pass
                 case Define():
                     self.m.locals[s.local] = self._value(s.value)
                 case Store():
@@ -206,8 +212,13 @@ class _Phase:
                 case Loop():
                     self._serial_loop(s)
                 case Contract():
-                    self._contract(s)
-                    self._forget({s.tile})
+                    ending = endings.of(s, after, self.readers, self.target)
+                    if ending is not None and not stored_in((ending.lanes,)) & self.m.streamed.keys():
+                        self._ended(ending, (s, after))
+                        done = after
+                    else:
+                        self._contract(s)
+                        self._forget({s.tile})
                 case Transpose():
                     self._transpose(s)
                     self._forget({s.to})
@@ -488,6 +499,57 @@ class _Phase:
 
     # ------------------------------------------------------------------ calls of shared functions
 
+    def _ended(self, e: endings.Epilogue, plain: tuple[Stmt, ...]) -> None:
+        """A contraction with its epilogue: on registers where the tile is whole, else as it is written."""
+        stored = stored_in(plain)
+        self._forget(stored)
+        counts = [(self._trips(Axis("rows", e.contract.rows), e.contract.clip), e.contract.rows)]
+        counts += [(self._trips(e.lanes.axis, e.lanes.clip), e.width)]
+        tests = [self.w.pure(f"icmp eq i64 {n}, {all_}", n) for n, all_ in counts if isinstance(n, str)]
+        if not tests:
+            return self._call_ended(e, stored)
+        whole = tests[0] if len(tests) == 1 else self.w.pure(f"and i1 {tests[0]}, {tests[1]}", *tests)
+        for wanted, do in (("1", lambda: self._call_ended(e, stored)), ("0", lambda: self._plain(plain))):
+            test = self.w.pure(f"icmp eq i1 {whole}, {wanted}", whole)
+            count = self.w.pure(f"zext i1 {test} to i64", test)
+
+            def body(_: str | int, __: list[str], do: Callable[[], None] = do) -> list[str]:
+                self.memo.append({})
+                do()
+                self.memo.pop()
+                return []
+
+            self.w.repeat(0, count, 1, [], body, stored, once=True)
+        self._forget(stored)
+        return None
+
+    def _plain(self, body: tuple[Stmt, ...]) -> None:
+        contract, *rest = body
+        assert isinstance(contract, Contract)
+        self._contract(contract)
+        self._forget({contract.tile})
+        self._body(tuple(rest))
+
+    def _call_ended(self, e: endings.Epilogue, stored: frozenset[Buffer]) -> None:
+        name = endings.kernel(self.kernels, self.target, e)
+        given = []
+        for p in e.pointers:
+            given += [f"ptr {self.m.pointer(p.buffer, p.base)}"]
+            given += [] if isinstance(p.step, int) else [f"i64 {self.d.value(p.step)}"]
+        a, row, b, table = self._operands(e.contract)
+        self.w.effect(f"call void @{name}({', '.join([a, row, b, table, *given])})")
+        for buffer in stored:
+            self.w.effect("", buffer)
+        self._forget(stored)
+
+    def _operands(self, s: Contract) -> tuple[str, str, str, str]:
+        """What a micro-kernel gets: a, its row stride, b, and the loops."""
+        padded = (*[ContractLoop(1, 0, 0)] * (3 - len(s.loops)), *s.loops)
+        words = [*(k.extent for k in padded), *(k.a_stride for k in padded), *(k.b_stride for k in padded)]
+        table = self.w.table([self.d.value(x) for x in words])
+        a, b = self.m.pointer(s.a, s.a_index), self.m.pointer(s.b, s.b_index)
+        return f"ptr {a}", f"i64 {self.d.value(s.a_row)}", f"ptr {b}", f"ptr {table}"
+
     def _contract(self, s: Contract) -> None:
         dtype = s.tile.dtype
         width = s.vectors * self.target.lanes(dtype)
@@ -496,13 +558,10 @@ class _Phase:
         short = isinstance(terms, int) and terms <= block_of(terms)
         clipped, ahead = s.clip is not None, s.ahead and unit
         name = tile_kernel(self.kernels, self.target, dtype, s.rows, s.vectors, unit, clipped, short, ahead)
-        padded = (*[ContractLoop(1, 0, 0)] * (3 - len(s.loops)), *s.loops)
-        words = [*(k.extent for k in padded), *(k.a_stride for k in padded), *(k.b_stride for k in padded)]
-        table = self.w.table([self.d.value(x) for x in words])
-        a, b = self.m.pointer(s.a, s.a_index), self.m.pointer(s.b, s.b_index)
+        a, row, b, table = self._operands(s)
         to = self._base(s.tile) if s.tile_row is None else self.m.pointer(s.tile, s.tile_index)
         step = self.d.value(width if s.tile_row is None else s.tile_row)
-        given = f"ptr {a}, i64 {self.d.value(s.a_row)}, ptr {b}, ptr {to}, i64 {step}, ptr {table}"
+        given = f"{a}, {row}, {b}, ptr {to}, i64 {step}, {table}"
         rows = f", i64 {self._trips(Axis('rows', s.rows), s.clip)}" if s.clip is not None else ""
         self.w.effect(f"call void @{name}({given}{rows})", s.tile)
 

@@ -138,6 +138,7 @@ TABLE = """
     stitch.codegen.emit_memory
     stitch.codegen.emit_sums
     stitch.codegen.emit_kernels
+    stitch.codegen.emit_endings
     stitch.codegen.transpose
     stitch.codegen.llvm
     stitch.codegen.entry
