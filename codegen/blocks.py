@@ -22,7 +22,7 @@ from stitch.codegen.contract import main_tiles
 from stitch.codegen.loops import Buffer, Clip, Loop, Phase, Stmt
 from stitch.codegen.lower import Names, nests
 from stitch.codegen.lower import tiles_of as tiles_in
-from stitch.codegen.peeling import peeled
+from stitch.codegen.peeling import inside, peeled
 from stitch.codegen.splitting import Work
 from stitch.dims import Dim
 from stitch.graph import Value
@@ -88,7 +88,7 @@ def _some_rows(names: Names, target: Target, made: Made) -> Phase:
             stmts, relaid = mapping.by_row(work, target, names.constants())
             made.packed |= relaid
             made.tiles += tiles_in(work)
-            body += stmts if inner.extent == 1 else (Loop(inner, stmts, (), "serial", clip),)
+            body += stmts if inner.extent == 1 else inside(Loop(inner, stmts, (), "serial", clip), axes)
     return Phase(axes, tuple(body), _grain(kernel, rows))
 
 

@@ -64,6 +64,24 @@ def peeled(phase: Phase, among: Collection[Axis] | None = None) -> Phase:
     return replace(phase, body=tuple(_beside(s, phase.axes) for s in phase.body))
 
 
+def inside(rows: Loop, axes: tuple[Axis, ...]) -> tuple[Stmt, ...]:
+    """A loop over some of the rows of an open number, as two: for where all rows exist, with all that their guards
+    allow, and for the others. Most blocks of a large image are of the first kind, and have no guards then."""
+    bounds = list(dict.fromkeys(_bounds(rows.body)))
+    around = _around(bounds, [], axes)
+    if not bounds or len(around) < len(bounds) or isinstance(rows.clip, Gate) or not isinstance(rows.axis.extent, int):
+        return (rows,)
+    gates = [b for found in around.values() for b in found]
+    if rows.clip is not None:
+        first = access.of(rows.clip.outer).times(rows.clip.block)
+        gates.append(Bound(first.plus(rows.axis.extent - 1), rows.clip.limit))
+    all_hold = tuple(dict.fromkeys(gates))
+    here, once = Axis(rows.axis.name, rows.axis.extent), Axis("e", 1)
+    free = _Part(rows.axis, access.of(here), bounds)
+    body = tuple(free.statement(s) for s in rows.body)
+    return Loop(here, body, clip=Gate(all_hold)), Loop(once, (rows,), clip=Gate(all_hold, without=True))
+
+
 def _beside(s: Stmt, axes: tuple[Axis, ...]) -> Stmt:
     """A loop over lanes that go through all points of a task side by side: the innermost of its loops over points takes
     the place of the parallel axis."""

@@ -18,12 +18,14 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
+from stitch import access
 from stitch.access import Axis
 from stitch.codegen.contract import ALIAS
 from stitch.codegen.emit_rules import stored_in
 from stitch.codegen.loops import (
     Buffer,
     Clip,
+    Contract,
     Expr,
     Gate,
     Guarded,
@@ -31,10 +33,14 @@ from stitch.codegen.loops import (
     Phase,
     Read,
     Stmt,
+    Store,
+    Transpose,
+    Use,
     children,
     expressions,
     walk,
 )
+from stitch.codegen.lower import Rewriter
 
 POINTS = 4
 """Neighbouring points that are written out one after the other."""
@@ -49,7 +55,74 @@ FEWEST = 8
 
 def ordered(phase: Phase) -> Phase:
     """The phase, its windows with weights in that order."""
-    return replace(phase, body=_body(phase.body))
+    passed: set[Buffer] = set()
+    body = _single_lanes(phase.body, passed)
+    return replace(phase, body=_body(_without(body, passed - _read(body)) if passed else body))
+
+
+def _read(body: tuple[Stmt, ...]) -> set[Buffer]:
+    found = {e.buffer for s in walk(body) for x in expressions(s) for e in _parts(x) if isinstance(e, Read)}
+    for s in walk(body):
+        found |= {s.a, s.b} if isinstance(s, Contract) else {s.source} if isinstance(s, Transpose) else set()
+    return found
+
+
+def _without(body: tuple[Stmt, ...], unread: Collection[Buffer]) -> tuple[Stmt, ...]:
+    """The statements but for stores that nothing reads."""
+    left = (s for s in body if not (isinstance(s, Store) and s.buffer in unread))
+    return tuple(replace(s, body=_without(s.body, unread)) if isinstance(s, Loop) else s for s in left)
+
+
+def _single_lanes(body: tuple[Stmt, ...], passed: set[Buffer]) -> tuple[Stmt, ...]:
+    """The statements; what is done lane by lane with the sums of a window goes into the loop over these lanes, so that
+    no tile need be between them (it is added to `passed`), and one loop is all that a loop over points has."""
+    out: list[Stmt] = []
+    for s in body:
+        s = replace(s, body=_single_lanes(s.body, passed)) if isinstance(s, Loop) and s.mode == "serial" else s
+        if out and (joined := _passed_on(out[-1], s, passed)) is not None:
+            out[-1] = joined
+        else:
+            out.append(s)
+    return tuple(out)
+
+
+def _passed_on(a: Stmt, b: Stmt, passed: set[Buffer]) -> Loop | None:
+    """One loop over lanes for two, of which the second reads from a tile what the first has summed there."""
+    if not (isinstance(a, Loop) and isinstance(b, Loop)) or (a.mode, b.mode) != ("vector", "vector"):
+        return None
+    if a.folds or b.folds or (a.axis.extent, a.clip, a.unroll) != (b.axis.extent, b.clip, b.unroll):
+        return None
+    *sums, last = a.body
+    if not sums or not all(isinstance(s, Loop) and s.folds and _taps(s) for s in sums) or not isinstance(last, Store):
+        return None
+    tile, value, index = last.buffer, last.value, last.index
+    if not isinstance(value, Use) or tile.space != "tile" or tile.dtype != value.dtype:
+        return None
+    place = Rewriter(lambda _, i: i.substitute({b.axis: access.of(a.axis)}))
+    if not all(isinstance(s, Store) for s in b.body):
+        return None
+    moved = [place.stmt(s) for s in b.body]
+    reads = [e for s in moved for x in expressions(s) for e in _parts(x) if isinstance(e, Read)]
+    stored = {s.buffer for s in moved if isinstance(s, Store)}
+    if not all(e.index == index for e in reads if e.buffer is tile) or (stored | {tile}) & _touched(a):
+        return None
+    if stored & {e.buffer for e in reads} or tile in stored:
+        return None
+    direct = _Passed(tile, value)
+    done = tuple(direct.stmt(s) for s in moved)
+    passed.add(tile)
+    return replace(a, body=(*a.body, *done))
+
+
+class _Passed(Rewriter):
+    """Reads of a tile as the local that was stored there."""
+
+    def __init__(self, tile: Buffer, value: Use) -> None:
+        super().__init__(lambda _, i: i)
+        self.tile, self.value = tile, value
+
+    def _expr(self, e: Expr) -> Expr:
+        return self.value if isinstance(e, Read) and e.buffer is self.tile else super()._expr(e)
 
 
 def _body(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
