@@ -3,7 +3,7 @@ dilation and padding, with open sizes and fixed ones."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +106,44 @@ def test_windows(window: Window, shapes: list[tuple[int, int]], fixed: bool) -> 
 )
 def test_some_windows(window: Window, width: int) -> None:
     check(window.graph(None), (2, 9, width, window.channels))
+
+
+def before_product(window: Window, columns: int) -> Graph:
+    """A depthwise convolution and a rectifier, and a product with their channels: a chain, in blocks of rows."""
+    b = Builder("separable")
+    n, rows, wide = (dims.symbol(s) for s in ("n", "h", "w"))
+    x = b.input("x", FLOAT32, (n, rows, wide, window.channels))
+    y = b.apply("pad", x, lo=(0, *window.before, 0), hi=(0, *window.behind, 0), value=0.0)
+    y = b.window(y, [1, 2], window.size, window.stride, window.dilation)
+    rng = np.random.default_rng(1)
+    w = b.const(rng.standard_normal((window.channels, *window.size)).astype(np.float32))
+    y = b.max(b.add(b.reduce("reduce_sum", b.mul(y, w), [-1, -2]), 0.5), 0.0)
+    v = b.const(rng.standard_normal((window.channels, columns)).astype(np.float32))
+    return b.finish({"y": b.contract(y, v, (0, 1, 2, 3), (3, 4), (0, 1, 2, 4))})
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window(channels=64),
+        Window(channels=24),
+        Window((5, 3), stride=(2, 2), before=(2, 1), channels=32),
+        Window((3, 3), before=(1, 0), behind=(1, 0), channels=32),
+        Window((1, 3), dilation=(1, 2), before=(0, 2), behind=(0, 2), channels=32),
+    ],
+    ids=str,
+)
+def test_blocks_of_rows_inside_have_no_guards(window: Window) -> None:
+    """With open sizes, where nobody knows how far the first and the last block are from each other."""
+    graph = before_product(window, 40)
+    (kernel,) = (stitched := pipeline.cut(graph)).kernels
+    program = kernels.lower(kernel, Flow(stitched.graph), pipeline.host()).program
+    gated = [s for s in walk(program.phases[0].body) if isinstance(s, Loop) and isinstance(s.clip, Gate)]
+    assert [s.clip.without for s in gated if isinstance(s.clip, Gate)] == [False, True]
+    assert " else " not in render(Program("inside", (), (), (replace(program.phases[0], body=(gated[0],)),)))
+    for shape in [(5, 1), (4, 9), (6, 31), (13, 60), (3, 11), (7, 22)]:
+        if window.fits(shape):
+            check(graph, (2, *shape, window.channels))
 
 
 def low(window: Window) -> Program:
