@@ -24,9 +24,8 @@ from stitch.codegen.emit_code import Writer
 from stitch.codegen.emit_math import vector_isa
 from stitch.codegen.emit_rules import lane_dtype, multiply_add, nodes
 from stitch.codegen.emit_values import Operations, Value, literal
-from stitch.codegen.loops import Apply, Buffer, Contract, Expr, Literal, Loop, Phase, Read, Stmt, Store, Transpose
+from stitch.codegen.loops import Apply, Buffer, Contract, Expr, Literal, Loop, Phase, Read, Stmt, Store, Transpose, walk
 from stitch.codegen.loops import expressions as expressions_of
-from stitch.codegen.loops import walk
 from stitch.codegen.sums import block_of
 from stitch.dims import Dim, product
 from stitch.dtypes import FLOAT32
@@ -86,11 +85,12 @@ def of(s: Contract, after: Stmt | None, counts: dict[Buffer, int], target: Targe
         return None
     if s.tile_row is not None:  # stored where others read it
         return None
-    loop, row = after, None
-    if isinstance(loop, Loop) and loop.mode == "serial" and len(loop.body) == 1:
-        if loop.folds or loop.axis.extent != s.rows or loop.clip != s.clip:
+    loop = after
+    row: Axis | None = None
+    if isinstance(after, Loop) and after.mode == "serial" and len(after.body) == 1:
+        if after.folds or after.axis.extent != s.rows or after.clip != s.clip:
             return None
-        loop, row = loop.body[0], loop.axis
+        loop, row = after.body[0], after.axis
     elif s.rows != 1:
         return None
     if not isinstance(loop, Loop) or loop.mode != "vector" or loop.folds or lane_dtype(loop) != FLOAT32:

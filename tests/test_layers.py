@@ -80,6 +80,7 @@ TABLE = """
     stitch.simplify.hoisting
     stitch.simplify.linear
     stitch.simplify.pieces
+    stitch.simplify.pooling
     stitch.simplify.passes
     stitch.simplify
     stitch.stitching

@@ -22,6 +22,7 @@ from stitch.simplify.moments import MOMENTS
 from stitch.simplify.movement import MOVEMENT
 from stitch.simplify.permutations import stays, weight
 from stitch.simplify.pieces import divide
+from stitch.simplify.pooling import gather_windows
 from stitch.simplify.quotients import QUOTIENTS
 from stitch.simplify.sinking import SINKING
 from stitch.simplify.winograd import WINOGRAD
@@ -44,7 +45,7 @@ def simplify(graph: Graph) -> Graph:
         if _burden(after) >= _burden(graph):
             break
         graph = after
-    return last(_settled(divide(graph), known, tidy, fold))
+    return last(_settled(divide(gather_windows(graph)), known, tidy, fold))
 
 
 def _settled(graph: Graph, known: _Known, *passes: _Pass) -> Graph:
