@@ -205,15 +205,11 @@ run:
   %chunks = load atomic i64, ptr %chunks_at acquire, align 8
   %fn = inttoptr i64 %fn_bits to ptr
   %args = inttoptr i64 %args_bits to ptr
-  %each = udiv i64 %tasks, %chunks
-  %over = urem i64 %tasks, %chunks
-  %whole = mul i64 %index, %each
-  %before = call i64 @llvm.smin.i64(i64 %index, i64 %over)
-  %begin = add i64 %whole, %before
-  %longer = icmp slt i64 %index, %over
-  %one = zext i1 %longer to i64
-  %length = add i64 %each, %one
-  %end = add i64 %begin, %length
+  %following = add i64 %index, 1
+  %before = mul i64 %index, %tasks
+  %after = mul i64 %following, %tasks
+  %begin = udiv i64 %before, %chunks
+  %end = udiv i64 %after, %chunks
   call void %fn(ptr %args, i64 %begin, i64 %end, i64 %worker)
   %more = add i64 %count, 1
   br label %look
