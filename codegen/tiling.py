@@ -255,9 +255,13 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
     high = [x for x in roles.rows if x is not t.row]
     depth = dims.product(k.extent for k in t.summed)
     weights = estimate(depth * column.extent) * t.dtype.itemsize
+    every = dims.product(x.extent for x in (*roles.batch, *t.others))
+    within = all(estimate(roles.a.coefficient(x)) < estimate(roles.a.coefficient(t.row)) for x in roles.batch)
     if given.before:
         body = (*given.before, *_looped(tile, body))
         parallel = [*roles.batch, *t.others, panel, *high]
+    elif t.packed and within and weights * estimate(every) <= target.l2_bytes // 2:
+        parallel = [*high, tile, *roles.batch, *t.others, panel]  # a in its own order: the panels of all groups stay
     elif weights <= target.l2_bytes // 2:
         parallel = [*roles.batch, *t.others, *high, tile, panel]  # all panels stay in L2 while a passes once
     else:
