@@ -29,7 +29,7 @@ from stitch.plan import Artifact, HostStep, NativeStep, np_dtype
 from stitch.runtime import calls, cpu, host
 from stitch.runtime.binding import Bound, bind_steps, check_memory
 from stitch.runtime.device import HOST, Run
-from stitch.runtime.memory import Arena, Pool, address_of, aligned_copy, bytes_of, new_array
+from stitch.runtime.memory import Arena, Blocks, Pool, address_of, aligned_copy, bytes_of
 from stitch.runtime.planning import Plan, Planner, Shape, Sizes
 from stitch.runtime.threads import Team, available_cores
 
@@ -84,6 +84,7 @@ class Executable:
         self._functions = functions
         self._plans: dict[tuple[Shape, ...], Plan] = {}
         self._frames = Pool(self._frame)
+        self._blocks = Blocks()
         self._run = _Run(self._support["stitch_run"])
         team = team or cpu.team(self.threads)
         self._planner = Planner(artifact, self._dtypes, self._library, team, self.threads)
@@ -100,8 +101,8 @@ class Executable:
             code = -1 if results is None else frame.call(arrays, results)
             if code < 0 and (plan := self._known(arrays)) is not None:
                 if results is None:
-                    results = [new_array(shape, dtype) if align else np.empty(shape, dtype)
-                               for shape, dtype, align in plan.results]  # fmt: skip
+                    results = [self._blocks.array(shape, dtype) if large else np.empty(shape, dtype)
+                               for shape, dtype, large in plan.results]  # fmt: skip
                 if frame.plan is not plan:
                     frame.fit(plan)
                 code = frame.call(arrays, results)
@@ -314,7 +315,7 @@ class Executable:
         position = slot - len(self.artifact.inputs)
         array = own[position] if position < len(own) else None
         if array is None:
-            return new_array(shape, self._dtypes[slot])
+            return self._blocks.array(shape, self._dtypes[slot])
         if array.shape != shape:
             port = self.artifact.outputs[position]
             problem = f"the array given for output {port.name!r} has the shape {array.shape}, but it will be {shape}"

@@ -16,7 +16,7 @@ from stitch.errors import ConstraintViolated, InputError, SymbolConflict, WrongS
 from stitch.plan import Artifact, Guard, HostStep, NativeStep
 from stitch.runtime import calls
 from stitch.runtime.cpu import Library
-from stitch.runtime.memory import ALIGN_FROM, address_of, bytes_of
+from stitch.runtime.memory import LENT_FROM, address_of, bytes_of
 from stitch.runtime.threads import Team
 
 Shape = tuple[int, ...]
@@ -37,7 +37,7 @@ class Plan:
 
     dims: np.ndarray  # a value for each symbol that is bound by the inputs, then the size of the team
     sizes: dict[int, Sizes]  # for the steps before the first that binds symbols
-    results: list[tuple[Shape, np.dtype, bool]]  # shape, dtype, whether to align; of all outputs, if they are known
+    results: list[tuple[Shape, np.dtype, bool]]  # shape, dtype, whether it is large; of all outputs, if they are known
     record: np.ndarray  # what `calls` wants to know, if one native call is all there is
     arena: int
     shapes: list[np.ndarray] = field(default_factory=list)  # that `record` points to
@@ -120,7 +120,7 @@ class Planner:
             record[at : at + calls.ARRAY] = row
             if is_output:
                 dtype = self._dtypes[slot]
-                plan.results.append((known[slot], dtype, bytes_of(known[slot], dtype) >= ALIGN_FROM))
+                plan.results.append((known[slot], dtype, bytes_of(known[slot], dtype) >= LENT_FROM))
         return plan
 
     def sizes(self, step: NativeStep, dims: np.ndarray, shapes: tuple[Shape, ...]) -> Sizes:
