@@ -71,7 +71,7 @@ class Blocks:
             if size < LENT_FROM or dtype.kind == "O":
                 return np.empty(shape, dtype)
             lent = self._lent(capacity(size))
-            return np.ndarray(shape, dtype, lent, ALIGNMENT)  # type: ignore[call-overload,no-any-return]
+            return np.ndarray(shape, dtype, lent, ALIGNMENT)
         except (MemoryError, OSError, ValueError, OverflowError) as error:
             raise ResourceError("memory", f"no memory for an array of the shape {shape} and type {dtype}") from error
 

@@ -23,8 +23,8 @@ REFERENCES: dict[str, Callable[[np.ndarray], object]] = {
     "slice of a slice": lambda a: a[3:][5:].T,
     "reshaped": lambda a: a.reshape(-1)[1:],
     "other type": lambda a: a.view(np.int32)[2:],
-    "memoryview": lambda a: memoryview(a)[1:],
-    "array of a memoryview": lambda a: np.asarray(memoryview(a)[1:])[1:],
+    "memoryview": lambda a: memoryview(a)[1:],  # type: ignore[arg-type]
+    "array of a memoryview": lambda a: np.asarray(memoryview(a)[1:])[1:],  # type: ignore[arg-type]
     "frombuffer": lambda a: np.frombuffer(a, np.uint8)[1:],
     "base": lambda a: a.base,
     "view of base": lambda a: a.base[7:],  # type: ignore[index]
