@@ -3,7 +3,7 @@ bias, residual, activation, padding and stride. Results are numpy's, with and wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stitch import dims
+from stitch.codegen.kernels import lower
 from stitch.dims import Dim
 from stitch.dtypes import FLOAT32
 from stitch.evaluate import evaluate
 from stitch.graph import Builder, Graph, Value
 from stitch.stitching.schedule import Kernel
+from stitch.stitching.trace import Flow
 from tests import pipeline
 
 Feeds = dict[str, np.ndarray]
@@ -315,3 +317,21 @@ def test_a_row_in_two_parts_is_cut_along_the_inner_one() -> None:
     assert chain is not None
     assert chain.row is None
     assert [a.extent for a in chain.batch] == [1, 32] or [a.extent for a in chain.batch] == [32]
+
+
+@pytest.mark.parametrize("groups", [4, 40])
+@pytest.mark.parametrize("apart", [False, True])
+def test_grouped_products_are_cut_as_their_operand_lies(groups: int, apart: bool) -> None:
+    """Along rows, where those of all groups are neighbours: a team then has the parts that it had before. Along groups,
+    where each is in one piece, or their panels do not stay in the cache together."""
+    b = Builder()
+    rng = np.random.default_rng(1)
+    x = b.input("x", FLOAT32, (groups, 196, 64) if apart else (196, groups, 64))
+    w = b.const(rng.standard_normal((groups, 64, 48)).astype(np.float32))
+    graph = b.finish({"z": b.contract(x, w, [0, 1, 2] if apart else [1, 0, 2], [0, 2, 3], [0, 1, 3])})
+    (kernel,) = pipeline.cut(graph).kernels
+    target = replace(pipeline.host(), l2_bytes=1 << 18)
+    phase = lower(kernel, Flow(graph), target).program.phases[0]
+    extents = [a.extent for a in phase.axes]
+    assert (extents[0] == groups) == (apart or groups == 40), extents
+    agrees(graph, {"x": rng.standard_normal([d for d in x.shape if isinstance(d, int)]).astype(np.float32)})
