@@ -15,7 +15,7 @@ import numpy as np
 from stitch.bundle import Given, Made, Sizes, Source
 from stitch.runtime.affinity import Cpus
 from stitch.runtime.device import Run
-from stitch.runtime.memory import new_array
+from stitch.runtime.memory import Blocks
 
 Arrays = list[np.ndarray]
 
@@ -38,6 +38,7 @@ class Stage:
     sources: tuple[Source, ...]
     cpus: Cpus | None = None
     follows: bool = True
+    blocks: Blocks = field(default_factory=Blocks)  # for results that are new each time
 
     def inputs(self, given: Arrays, made: Sequence[Arrays | None]) -> Arrays:
         """Its inputs, among those of the model and what earlier stages have made."""
@@ -62,7 +63,7 @@ class Stage:
             return results
         outputs = slot.arrays
         if fresh:
-            outputs = [new_array(a.shape, a.dtype) if k in fresh else a for k, a in enumerate(outputs)]
+            outputs = [self.blocks.array(a.shape, a.dtype) if k in fresh else a for k, a in enumerate(outputs)]
         return self.run(arrays, outputs)
 
     @cached_property
