@@ -170,7 +170,8 @@ def overhead_of_a_model(items: int) -> None:
     network = architectures.encoder("block", layers=1, width=32, heads=2, vocabulary=50, positions=32)
     model = optimize(network, threads=1, cache=False)
     feed = {p.name: np.zeros([4 if isinstance(d, str) else d for d in p.shape], p.dtype) for p in model.inputs}
-    staging = pipelined(network, [{c} for c in sorted(os.sched_getaffinity(0))[:2]], cache=False)
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    staging = optimize(network, devices=[f"cpu:{c}" for c in cores], objective="throughput", cache=False)
 
     def alone() -> None:
         for _ in range(items):

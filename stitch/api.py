@@ -149,18 +149,18 @@ def _on(
 
 
 def pipelined(
-    model: Model, places: Places, *, assign: Callable[[Stitched], Sequence[int]] | None = None, named: str = "",
+    model: Model, places: Places, *, assign: Callable[[Stitched], Sequence[int]], named: str = "",
     target: str | None = None, cache: bool = True, shapes: Shapes | None = None,
 ) -> PipelinedModel:  # fmt: skip
-    """The same in stages, one for each set of CPUs in `places`. `assign` says which kernels go where, and `named` tells
-    one such choice from another in the cache; without it, kernels are cut into runs of about equal work.
+    """A model in stages that the caller chooses, one for each set of CPUs in `places`: `assign` says which part each
+    kernel goes to, and `named` tells one such choice from another in the cache; "": it is not kept.
 
     Raises what `optimize` does, and ResourceError for CPUs that cannot be had."""
     for place in places:
         if place is not None:
             affinity.checked(place)
     machine, store, key = _prepared(model, target, cache, shapes)
-    key = key if assign is None or named else ""
+    key = key if named else ""
     return compile_pipelined(model, machine, places, assign=assign, named=named, shapes=shapes, store=store, key=key)
 
 

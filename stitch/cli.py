@@ -165,14 +165,16 @@ def _stream(args: argparse.Namespace) -> None:
         whole = _load(args)
         cli_stream.stream(whole, random_feeds(whole, dict(args.size)), args.items, args.depth)
         return
-    from stitch.api import pipelined
+    from stitch.api import optimize
+    from stitch.pipelined import PlacedModel
 
-    cli_stream.disjoint(args.devices)
-    model = pipelined(Path(args.model), args.devices, target=args.target, cache=args.cache)
-    for stage in model.pipeline.stages:
-        print(f"{stage.name} on CPUs {', '.join(map(str, sorted(stage.cpus or ())))}")
+    model = optimize(
+        Path(args.model), target=args.target, cache=args.cache, devices=args.devices, objective="throughput",
+        sizes=dict(args.size),
+    )  # fmt: skip
+    if isinstance(model, PlacedModel):
+        print(model.explain())
     cli_stream.stream(model, random_feeds(model, dict(args.size)), args.items, args.depth)
-    model.close()
 
 
 def _show(args: argparse.Namespace) -> None:

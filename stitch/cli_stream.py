@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 import numpy as np
 
-from stitch.errors import ResourceError
 from stitch.model import RunnableModel
 
 _SHOWN_S = 0.1  # how often the counter is written
@@ -22,31 +21,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     parser.add_argument("--items", type=_count, default=100, metavar="N", help="how many inputs (default 100)")
     parser.add_argument("--depth", type=_count, default=2, metavar="N", help="items in flight per stage (default 2)")
     parser.add_argument(
-        "--devices", action="append", default=[], type=cpus, metavar="CPUS",
-        help="CPUs of a stage, as cpu:0 or cpu:0,2-3; once for each stage; none: the whole model on all CPUs",
+        "--devices", action="append", default=[], metavar="DEVICE",
+        help="where stages may run, as cpu:0, cpu:2-3 or big, once for each; none: the whole model on all CPUs",
     )  # fmt: skip
     return parser
-
-
-def cpus(text: str) -> frozenset[int]:
-    """The CPUs of `cpu:0,2-3`."""
-    kind, _, numbers = text.partition(":")
-    found: set[int] = set()
-    for part in numbers.split(","):
-        low, dash, high = part.partition("-")
-        if kind != "cpu" or not low.isdigit() or (dash and not high.isdigit()):
-            raise argparse.ArgumentTypeError(f"{text!r} is not like cpu:0 or cpu:0,2-3")
-        found.update(range(int(low), int(high or low) + 1))
-    return frozenset(found)
-
-
-def disjoint(sets: Sequence[frozenset[int]]) -> None:
-    """Raises ResourceError if two stages would share a CPU."""
-    for k, one in enumerate(sets):
-        for other in sets[:k]:
-            if shared := one & other:
-                problem = f"CPU {min(shared)} is in two of the sets"
-                raise ResourceError("cpus", problem, "name each CPU once, or the stages wait for each other")
 
 
 def stream(model: RunnableModel, feed: dict[str, np.ndarray], items: int, depth: int) -> None:

@@ -1,11 +1,10 @@
 """A compiled model in stages on CPUs of their own: what `stitch.optimize` gives for several devices.
 
-    model = compile("model.onnx", target, [{0}, {1}])
+    model = compile("model.onnx", target, [{0}, {1}], assign=halves)
     for y, in model.stream({"x": x} for x in images):
         ...
 
-Which kernels a stage has is said by `assign` (`stitch.partition.split`); without it, kernels are cut into runs of about
-equal work by a rough count (`even`).
+Which kernels a stage has is said by `assign` (`stitch.partition.split`), or was decided by `stitch.placed`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +56,7 @@ class PipelinedModel(RunnableModel):
 
 def compile(
     model: Any, target: Target, places: Places, *,
-    assign: Callable[[Stitched], Sequence[int]] | None = None, named: str = "",
+    assign: Callable[[Stitched], Sequence[int]], named: str = "",
     shapes: Mapping[str, Sequence[int | str | None]] | None = None, store: Cache | None = None, key: str = "",
 ) -> PipelinedModel:  # fmt: skip
     """A model in as many stages as there are places.
@@ -66,8 +64,7 @@ def compile(
     `key`, of all that the kernels depend on, and `named`, which has to tell one `assign` from another, find the bundle
     in `store`; without a key, nothing is kept."""
     name = hashlib.sha256(repr((key, len(places), named)).encode()).hexdigest() if key and store is not None else ""
-    chosen = assign or (lambda s: even(s, len(places)))
-    bundle = in_parts(model, target, shapes, lambda s: (chosen(s), {}), store, name)
+    bundle = in_parts(model, target, shapes, lambda s: (assign(s), {}), store, name)
     if len(bundle.parts) < len(places):
         places = places[: len(bundle.parts)]
     return PipelinedModel(bundle, places)
@@ -126,46 +123,3 @@ def unchanged(report: Mapping[str, Any]) -> bool:
         if (now.st_size, now.st_mtime_ns) != (size, time):
             return False
     return True
-
-
-def even(stitched: Stitched, parts: int) -> list[int]:
-    """Runs of consecutive kernels, `parts` of them or as many as the borders allow, the heaviest as light as can be.
-
-    A multiply-add counts as a tenth of a nanosecond and a byte as much, symbols as their usual sizes: good enough
-    where nothing better is known."""
-    from stitch.partition import borders
-
-    weight = [work(k) for k in stitched.kernels]
-    places = [0, *borders(stitched), len(weight)]
-    sums = [sum(weight[a:b]) for a, b in pairwise(places)]
-    before = [0.0]
-    for s in sums:
-        before.append(before[-1] + s)
-    parts = min(parts, len(sums))
-    # best[n][k]: the heaviest of n runs over the first k pieces, and where the last run begins
-    best: list[list[tuple[float, int]]] = [[(0.0 if k == 0 else float("inf"), 0) for k in range(len(before))]]
-    for n in range(1, parts + 1):
-        row = [(float("inf"), 0)] * n
-        for k in range(n, len(before)):
-            row.append(min((max(best[-1][j][0], before[k] - before[j]), j) for j in range(n - 1, k)))
-        best.append(row)
-    cuts, k = [], len(sums)
-    for n in range(parts, 1, -1):
-        k = best[n][k][1]
-        cuts.append(places[k])
-    return [sum(k >= c for c in cuts) for k in range(len(weight))]
-
-
-def work(kernel: Any) -> float:
-    """Tenths of nanoseconds, roughly, on one core."""
-    from stitch import dims
-    from stitch.stitching.schemes import HINT
-
-    def size(d: Any) -> float:
-        return float(d if isinstance(d, int) else dims.evaluate(d, dict.fromkeys(dims.symbols(d), HINT)))
-
-    total = sum(size(v.bytes) for v in (*kernel.reads(), *kernel.writes()))
-    for phase in kernel.phases:
-        if (c := phase.contraction) is not None:
-            total += size(dims.product(a.extent for a in (*c.batch, *c.rows, *c.columns, *c.summed)))
-    return total

@@ -22,12 +22,13 @@ import stitch
 from stitch.bundle import Given, Made, Sizes
 from stitch.errors import MissingInput, ResourceError, StitchError, StreamError, WrongDtype
 from stitch.model import RunnableModel
-from stitch.pipelined import PipelinedModel, even, work
+from stitch.pipelined import PipelinedModel
 from stitch.pipelined import compile as compile_pipelined
 from stitch.plan import Port
 from stitch.runtime import affinity, cpu
 from stitch.runtime.pipeline import Pipeline, load
 from stitch.runtime.stage import Stage
+from stitch.stitching.schedule import Stitched
 from tests import pipeline as compiler
 
 Run = Callable[..., list[np.ndarray]]
@@ -394,7 +395,11 @@ def images(count: int, rows: int = 3) -> list[dict[str, np.ndarray]]:
 
 
 def pipelined(places: Any) -> PipelinedModel:
-    return compile_pipelined(network(), compiler.host(), places)
+    def even(stitched: Stitched) -> list[int]:
+        count = len(stitched.kernels)
+        return [min(len(places), count) * k // count for k in range(count)]
+
+    return compile_pipelined(network(), compiler.host(), places, assign=even)
 
 
 def cpus() -> list[int]:
@@ -475,29 +480,6 @@ def test_wrong_places() -> None:
         load(bundle, [set(), None])
     with pytest.raises(ValueError, match="2 parts need as many places"):
         load(bundle, [None])
-
-
-def test_even_cuts_are_the_best_by_their_measure() -> None:
-    from itertools import combinations
-
-    from stitch.importer import load as import_model
-    from stitch.partition import borders
-
-    stitched = compiler.cut(import_model(network()))
-    weight = [work(k) for k in stitched.kernels]
-
-    def heaviest(assignment: list[int]) -> float:
-        return max(sum(w for w, p in zip(weight, assignment, strict=True) if p == q) for q in set(assignment))
-
-    for parts in range(1, len(weight) + 1):
-        if parts - 1 > len(borders(stitched)):
-            break
-        every = [
-            [sum(k >= c for c in cuts) for k in range(len(weight))]
-            for cuts in combinations(borders(stitched), parts - 1)
-        ]
-        assert heaviest(even(stitched, parts)) == pytest.approx(min(map(heaviest, every)))
-    assert max(even(stitched, 99)) == len(borders(stitched))
 
 
 def test_models_share_what_calls_need() -> None:
