@@ -1,51 +1,42 @@
 """Streams: what passing an item on costs, and what two stages of one core bring.
 
     python -m benchmarks.streaming --overhead [--items N]
-    python -m benchmarks.streaming --cut PATH ...             times kernels, chooses cuts, compiles into the cache
-    python -m benchmarks.streaming PATH ... [--seconds S]     measures with these cuts
+    python -m benchmarks.streaming PATH ... [--seconds S] [--record]
+    python -m benchmarks.streaming PATH ... --slow 0.4           with a quota on the second core
 
-PATH is an exported network with its NAME.json beside it (`make exports`). Kernels are timed on one core, as by
-`benchmarks.profile`, and the model is cut in two where the larger sum of times is the smallest. Then, in turn for some
-rounds: the whole model on one core, on two threads, and streamed through two stages of a core each. Run `--cut` first:
-the cuts are in build/streaming.json, and measuring does not compile.
+PATH is an exported network with its NAME.json beside it (`make exports`). The model is cut by predicted times, so run
+`stitch calibrate` first. In turn for some rounds: the whole model on one core, on two threads, and streamed through two
+stages of a core each. With --slow, what was chosen is compared with all cuts that measured times say could be good.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
 import statistics
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import architectures, models, profile
+from benchmarks import architectures, models, profile, results
 from stitch.api import optimize, pipelined
 from stitch.bundle import Given, Made
 from stitch.partition import borders
+from stitch.pipelined import PlacedModel
 from stitch.runtime.pipeline import Pipeline
 from stitch.runtime.stage import Stage
 
-CUTS = Path("build/streaming.json")
 ROUNDS = 5
 TRIES = 4
-
-
-def kernel_seconds(path: Path, feed: Any) -> tuple[list[float], tuple[int, ...]]:
-    """The time of each kernel on one core, and the positions between them at which the model can be cut."""
-    c = profile.compiled(path, 1)
-    spent = iter(c.measure([feed[p.name] for p in c.artifact.inputs], 1.0, outputs=True))
-    native = {k.name: sum(next(spent) for _ in c.lowered[k.name].program.phases) for k in c.kernels}
-    return [native.get(k.name, 0.0) for k in c.stitched.kernels], borders(c.stitched)
-
-
-def best_cut(seconds: Sequence[float], allowed: Sequence[int]) -> int:
-    return min(allowed, key=lambda k: max(sum(seconds[:k]), sum(seconds[k:])))
+NEAR = 1.3
+"""Cuts are tried whose bottleneck is predicted to be at most so many times the least."""
 
 
 def feed_of(path: Path) -> dict[str, np.ndarray]:
@@ -53,25 +44,16 @@ def feed_of(path: Path) -> dict[str, np.ndarray]:
     return models.make_feed(spec, spec["dims"])
 
 
+def sizes_of(path: Path) -> dict[str, int]:
+    sizes: dict[str, int] = json.loads(path.with_suffix(".json").read_text())["dims"]
+    return sizes
+
+
 def staged(path: Path, cut: int, cpus: Sequence[int]) -> Any:
     def assign(stitched: Any) -> list[int]:
         return [int(k >= cut) for k in range(len(stitched.kernels))]
 
     return pipelined(path, [{c} for c in cpus[:2]], assign=assign, named=f"cut {cut}")
-
-
-def choose(paths: Sequence[Path]) -> None:
-    known = json.loads(CUTS.read_text()) if CUTS.exists() else {}
-    for path in paths:
-        seconds, allowed = kernel_seconds(path, feed_of(path))
-        cut = best_cut(seconds, allowed)
-        known[path.stem] = cut
-        first, second = sum(seconds[:cut]), sum(seconds[cut:])
-        print(f"{path.stem}: {len(seconds)} kernels, cut at {cut}: {1e3 * first:.2f} and {1e3 * second:.2f} ms")
-        optimize(path)
-        staged(path, cut, sorted(os.sched_getaffinity(0))).close()
-    CUTS.parent.mkdir(exist_ok=True)
-    CUTS.write_text(json.dumps(known))
 
 
 def rate(run: Callable[[int], float], seconds: float) -> float:
@@ -95,11 +77,12 @@ def _others() -> float:
     return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
-def compare(path: Path, seconds: float) -> None:
+def compare(path: Path, seconds: float) -> str:
     cpus = sorted(os.sched_getaffinity(0))[:2]
-    feed, cut = feed_of(path), json.loads(CUTS.read_text())[path.stem]
+    feed = feed_of(path)
     alone, together = optimize(path, threads=1), optimize(path, threads=2)
-    model = staged(path, cut, cpus)
+    model = optimize(path, devices=[f"cpu:{c}" for c in cpus], objective="throughput", sizes=sizes_of(path))
+    assert isinstance(model, PlacedModel)
     wanted = alone.run(None, feed)
     for got in model.stream([feed] * 3):
         assert all(a.tobytes() == b.tobytes() for a, b in zip(got, wanted, strict=True))
@@ -132,10 +115,73 @@ def compare(path: Path, seconds: float) -> None:
     rows = [[rate(run, seconds) for run in (one, two, stages)] for _ in range(ROUNDS)]
     a, b, c = (statistics.median(column) for column in zip(*rows, strict=True))
     gains = [statistics.median(r[2] / r[k] for r in rows) for k in (0, 1)]
-    print(
-        f"{path.stem:14} {a:7.2f} /s on one core, {b:7.2f} on two threads, {c:7.2f} in two stages: "
-        f"{gains[0]:.2f}x and {gains[1]:.2f}x"
+    predicted = [f"{1e3 * s.seconds:.2f}" for s in model.decision.stages]
+    return (
+        f"| {path.stem} | {' and '.join(predicted)} | {a:.2f} | {b:.2f} | {c:.2f} | {gains[0]:.2f} | {gains[1]:.2f} |"
     )
+
+
+def slowed(path: Path, share: float, seconds: float) -> str:
+    """Two stages of a core each, the second of which gets `share` of its core by a quota: all cuts that could be good,
+    and which of them the predictions choose."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    feed, found = feed_of(path), {}
+    chosen = optimize(
+        path, devices=[f"cpu:{cpus[0]}", f"cpu:{cpus[1]}@{share}"], objective="throughput", sizes=sizes_of(path)
+    )
+    assert isinstance(chosen, PlacedModel)
+    if chosen.decision.stages[0].cpus != (cpus[0],):
+        cpus = cpus[::-1]
+    shares = [1.0 if s.cpus == (min(cpus),) else share for s in chosen.decision.stages]
+    probe = profile.compiled(path, 1)
+    spent = iter(probe.measure([feed[p.name] for p in probe.artifact.inputs], 1.0, outputs=True))
+    times = {k.name: sum(next(spent) for _ in probe.lowered[k.name].program.phases) for k in probe.kernels}
+    each = [times.get(k.name, 0.0) for k in probe.stitched.kernels]
+    allowed = borders(probe.stitched)
+    bottleneck = {k: max(sum(each[:k]) / shares[0], sum(each[k:]) / shares[1]) for k in allowed}
+    cut = chosen.decision.stages[0].kernels
+    near = [k for k in allowed if bottleneck[k] <= NEAR * min(bottleneck.values()) or k == cut]
+    with quota(share) as join:
+        for k in near:
+            with staged(path, k, cpus) as model, model.stream(itertools.repeat(feed), reuse=True) as results:
+                next(results)
+                slow = shares.index(share)
+                join([t.native_id for t in threading.enumerate() if t.name == f"stitch-stage {slow}" and t.native_id])
+                rates = []
+                for _ in range(ROUNDS):
+                    count = max(4, int(seconds / bottleneck[k]))
+                    start = time.perf_counter()
+                    for _ in range(count):
+                        next(results)
+                    rates.append(count / (time.perf_counter() - start))
+                found[k] = statistics.median(rates)
+    best = max(found, key=lambda k: found[k])
+    return (
+        f"| {path.stem} | {len(allowed)}, {len(near)} tried | {cut}: {found[cut]:.2f} | {best}: {found[best]:.2f} | "
+        f"{found[cut] / found[best]:.3f} |"
+    )
+
+
+@contextlib.contextmanager
+def quota(share: float) -> Iterator[Callable[[Sequence[int]], None]]:
+    """Puts threads under a quota of `share` of a core; needs control groups (version 1, which takes threads), and the
+    right to make one. Raises OSError."""
+    folder = Path("/sys/fs/cgroup/cpu") / f"stitch-{os.getpid()}"
+    folder.mkdir()
+    try:
+        (folder / "cpu.cfs_period_us").write_text("10000")
+        (folder / "cpu.cfs_quota_us").write_text(str(round(10000 * share)))
+
+        def join(threads: Sequence[int]) -> None:
+            for thread in threads:
+                (folder / "tasks").write_text(str(thread))
+
+        yield join
+    finally:
+        for thread in (folder / "tasks").read_text().split():
+            with contextlib.suppress(OSError):
+                (folder.parent / "tasks").write_text(thread)
+        folder.rmdir()
 
 
 def overhead(items: int) -> None:
@@ -198,7 +244,8 @@ def overhead_of_a_model(items: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", type=Path)
-    parser.add_argument("--cut", action="store_true")
+    parser.add_argument("--slow", type=float, metavar="SHARE", help="the share of its time that the second core gets")
+    parser.add_argument("--record", action="store_true", help="write the table to benchmarks/RESULTS.md")
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=0.5)
@@ -206,11 +253,21 @@ def main() -> None:
     if args.overhead:
         overhead(args.items)
         overhead_of_a_model(args.items)
-    if args.cut:
-        choose(args.paths)
-    else:
-        for path in args.paths:
-            compare(path, args.seconds)
+    lines: list[str] = []
+    if args.paths and args.slow is None:
+        lines += ["| model | stages, predicted ms | one core /s | two threads /s | two stages /s | of one core | of two threads |",
+                  "|---|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+        lines += [compare(path, args.seconds) for path in args.paths]
+    elif args.paths:
+        lines += [f"The second core slowed to {args.slow:g} by a quota:", "",
+                  "| model | cuts | chosen by prediction, items/s | best that was tried | share of it |",
+                  "|---|---|---|---|---:|"]  # fmt: skip
+        lines += [slowed(path, args.slow, args.seconds) for path in args.paths]
+    print("\n".join(lines))
+    if args.record and lines:
+        name = "streaming" if args.slow is None else "streaming-slow"
+        title = "Two stages of one core" if args.slow is None else "Two stages, one of them slowed"
+        results.record(name, title, "\n".join(lines))
 
 
 if __name__ == "__main__":

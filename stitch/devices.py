@@ -2,6 +2,7 @@
 
     cpu                     all CPUs that the process may use
     cpu:0   cpu:0-3,6       these CPUs
+    cpu:1@0.4               these, of which the process gets only such a share of the time (a quota, a neighbour)
     big   little   a73      a cluster by its name, or all cores of the highest or the lowest capacity
     onnxruntime             a delegate for what stitch cannot run
     null                    runs nothing: for trying out a placement
@@ -13,7 +14,7 @@ belongs to two devices.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal
 
@@ -26,10 +27,12 @@ OTHERS: tuple[Kind, ...] = ("onnxruntime", "null")
 
 @dataclass(frozen=True)
 class Device:
-    """`clusters` are those that the device's CPUs belong to, as far as they do; none where it is not a set of cores."""
+    """`clusters` are those that the device's CPUs belong to, as far as they do; none where it is not a set of cores.
+    `share`: of the time of its cores, what the process gets."""
 
     kind: Kind
     clusters: tuple[Cluster, ...] = ()
+    share: float = 1.0
 
     @property
     def cpus(self) -> tuple[int, ...]:
@@ -41,12 +44,18 @@ class Device:
         return max(1, sum(len(c.cores) for c in self.clusters))
 
     def __str__(self) -> str:
-        return f"cpu:{render_cpus(self.cpus)}" if self.kind == "cpu" else self.kind
+        share = f"@{self.share:g}" if self.share != 1 else ""
+        return f"cpu:{render_cpus(self.cpus)}{share}" if self.kind == "cpu" else self.kind
 
 
 def parse(text: str, board: Board) -> Device:
     """The device that `text` names on a board. Raises UnknownDevice, EmptyDevice, UnavailableCpus."""
-    name = text.strip()
+    name, at, share = text.strip().partition("@")
+    if at:
+        device = parse(name, board)
+        if device.kind != "cpu" or not _is_share(share):
+            raise UnknownDevice(text, available=available(board), reason="a share is a number above 0, up to 1")
+        return replace(device, share=float(share))
     for kind in OTHERS:
         if name == kind:
             return Device(kind)
@@ -82,6 +91,13 @@ def parse_all(texts: Iterable[str], board: Board) -> tuple[Device, ...]:
         raise EmptyDevice("", available=render_cpus(board.cpus))
     _distinct(texts, found, board)
     return found
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 < float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _distinct(texts: Sequence[str], found: Sequence[Device], board: Board) -> None:

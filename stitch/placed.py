@@ -113,7 +113,7 @@ def _cluster(device: Device) -> Cluster:
 
 def _slowness(device: Device, board: Board) -> float:
     fastest = max(c.capacity for c in board.clusters)
-    return fastest / min(c.capacity for c in device.clusters)
+    return fastest / min(c.capacity for c in device.clusters) / device.share
 
 
 def _seconds(work: Sequence[Work], kernel: Kernel, rates: Rates, cores: int, sizes: Mapping[str, int]) -> float:

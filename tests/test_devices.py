@@ -151,6 +151,8 @@ def board(tmp_path: Path) -> Board:
         (" cpu:4,0,2 ", (0, 2, 4), "cpu:0,2,4"),
         ("big", (4, 5, 6), "cpu:4-6"),
         ("little", (0, 1, 2, 3), "cpu:0-3"),
+        ("cpu:1@0.4", (1,), "cpu:1@0.4"),
+        ("big@1", (4, 5, 6), "cpu:4-6"),
         ("onnxruntime", (), "onnxruntime"),
         ("null", (), "null"),
     ],
@@ -160,6 +162,12 @@ def test_names_of_devices(board: Board, text: str, cpus: tuple[int, ...], canoni
     assert device.cpus == cpus
     assert str(device) == canonical
     assert devices.parse(str(device), board) == device
+
+
+@pytest.mark.parametrize("text", ["cpu:1@0", "cpu:1@2", "cpu:1@", "cpu:1@half", "null@0.5", "cpu:1@nan"])
+def test_a_share_is_of_a_core(board: Board, text: str) -> None:
+    with pytest.raises(UnknownDevice, match="a share is a number above 0, up to 1"):
+        devices.parse(text, board)
 
 
 @given(st.sets(st.integers(0, 7), min_size=1))
