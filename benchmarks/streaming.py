@@ -143,7 +143,10 @@ def slowed(path: Path, share: float, seconds: float) -> str:
     near = [k for k in allowed if bottleneck[k] <= NEAR * min(bottleneck.values()) or k == cut]
     with quota(share) as join:
         for k in near:
-            with staged(path, k, cpus) as model, model.stream(itertools.repeat(feed), reuse=True) as results:
+            with (
+                contextlib.closing(staged(path, k, cpus)) as model,
+                model.stream(itertools.repeat(feed), reuse=True) as results,
+            ):
                 next(results)
                 slow = shares.index(share)
                 join([t.native_id for t in threading.enumerate() if t.name == f"stitch-stage {slow}" and t.native_id])
@@ -255,8 +258,8 @@ def main() -> None:
         overhead_of_a_model(args.items)
     lines: list[str] = []
     if args.paths and args.slow is None:
-        lines += ["| model | stages, predicted ms | one core /s | two threads /s | two stages /s | of one core | of two threads |",
-                  "|---|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+        lines.append("| model | predicted ms | one core /s | two threads /s | two stages /s | of one | of two |")
+        lines.append("|---|---|---:|---:|---:|---:|---:|")
         lines += [compare(path, args.seconds) for path in args.paths]
     elif args.paths:
         lines += [f"The second core slowed to {args.slow:g} by a quota:", "",
