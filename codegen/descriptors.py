@@ -27,6 +27,7 @@ from stitch.codegen.loops import (
     Gate,
     Guarded,
     Local,
+    Lookup,
     Loop,
     Phase,
     Position,
@@ -43,6 +44,9 @@ from stitch.cost import Work
 from stitch.dims import Dim
 from stitch.ops.primitives import PRIMITIVES
 from stitch.target import Target
+
+TABLE = 6.0
+"""Instructions of looking a byte up in a table of 256, which is in registers."""
 
 DEAR = 5.0
 """Instructions from which a primitive counts as transcendental: it is a chain of them, which wait for each other."""
@@ -173,6 +177,8 @@ class _Counter:
                 found = self.depends_on(e.index)
             case Apply():
                 found = frozenset().union(*(self.depends(a) for a in e.args))
+            case Lookup():
+                found = self.depends(e.at)
             case Guarded():
                 found = self.depends(e.value).union(*(self.depends_on(b.index) for b in e.bounds))
         self.of[id(e)] = found
@@ -194,6 +200,9 @@ class _Counter:
                 if e.prim in ("add", "sub") and any(_is_product(a) for a in e.args):
                     cost = 0  # one multiply-add with the product
                 self.count("dear" if cost > DEAR else "simple", around, self.depends(e), cost)
+            case Lookup():
+                self.expr(e.at, around, node)
+                self.count("simple", around, self.depends(e), TABLE)
             case Guarded():
                 self.expr(e.value, around, node)
                 for b in e.bounds:
