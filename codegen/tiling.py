@@ -265,8 +265,11 @@ def phase(names: Names, part: schedule.Phase, target: Target) -> tuple[Phase, tu
     elif weights <= target.l2_bytes // 2:
         parallel = [*roles.batch, *t.others, *high, tile, panel]  # all panels stay in L2 while a passes once
     else:
+        # An open number of rows may be one, as in decoding: then weights read for each of `high` would be all there is
+        # to do, while operands of many rows read again are hidden behind their multiplications.
+        rows = t.row.extent if isinstance(t.row.extent, int) else 1
         lines = estimate(dims.product(x.extent for x in high))
-        a_bytes = lines * estimate(t.row.extent * depth) * t.dtype.itemsize
+        a_bytes = lines * estimate(rows * depth) * t.dtype.itemsize
         again = a_bytes * estimate(panel.extent) if a_bytes > target.l2_bytes else 0
         first = [panel, *high] if again <= weights * lines else [*high, panel]  # what is read again costs least
         parallel = [*roles.batch, *t.others, *first, tile]

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stitch import dims, dtypes
-from stitch.codegen import kernels
+from stitch import compiler, dims, dtypes
+from stitch.codegen import assemble, kernels
 from stitch.codegen.contract import (
     TYPES,
     efficiency,
@@ -328,3 +328,15 @@ def test_tiles_ask_for_rows_that_lie_close(rows: dims.Dim, depth: int, apart: in
     programs = [kernels.lower(k, Flow(stitched.graph), parse("avx512")).program for k in stitched.kernels]
     found = [s for p in programs for phase in p.phases for s in walk(phase.body) if isinstance(s, Contract)]
     assert [s.ahead for s in found] == [asks]
+
+
+def test_weights_are_read_once_for_all_batches_of_few_rows() -> None:
+    """Heads beside each other, summed by a projection: where the rows of a batch may be one, panels are outside."""
+    b, n, s = Builder(), dims.symbol("n"), dims.symbol("s")
+    x = b.input("x", dtypes.FLOAT32, (n, 8, s, 64))
+    weights = np.random.default_rng(0).standard_normal((8, 64, 640), np.float32)
+    graph = b.finish({"y": b.contract(x, b.const(weights), [0, 1, 2, 3], [1, 3, 4], [0, 2, 4])})
+    (low,) = assemble.lower(compiler.cut(graph, NAMES["avx512"]), NAMES["avx512"]).values()
+    panel, batch, _ = low.program.phases[-1].axes
+    assert isinstance(panel.extent, int)
+    assert batch.extent == n
