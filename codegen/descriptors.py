@@ -89,6 +89,10 @@ class _Counter:
     def number(self, d: Dim) -> float:
         return float(d) if isinstance(d, int) else float(dims.evaluate(d, self.sizes))
 
+    def extent(self, d: Dim) -> float:
+        """How many there are. Sizes that no input can have, such as images smaller than a window, make it negative."""
+        return max(self.number(d), 0.0)
+
     # -------------------------------------------------- loops
 
     def body(self, body: Sequence[Stmt], around: tuple[Around, ...], node: Nest) -> None:
@@ -126,11 +130,11 @@ class _Counter:
             self.deps[f.local] = own - {loop.axis}
 
     def entered(self, loop: Loop, around: Sequence[Around]) -> Around:
-        extent, share = self.number(loop.axis.extent), 1.0
+        extent, share = self.extent(loop.axis.extent), 1.0
         full, rest, wholes = extent, 0.0, 1.0  # of all entries, `wholes` have `full` iterations, the others `rest`
         match loop.clip:
             case Clip(block, outer, limit):
-                outers = max(self.number(outer.extent), 1.0)
+                outers = max(self.extent(outer.extent), 1.0)
                 full, left = float(block), self.number(limit)
                 rest = left - block * (outers - 1) if left < block * outers else float(block)
                 full = min(full, max(left, 0.0))
@@ -152,6 +156,9 @@ class _Counter:
             axis, step = terms[0]
             extent = next((a.steps for a in around if a.axis is axis), 1.0)
             offset, limit = self.number(b.index.offset), self.number(b.limit)
+            if not step:  # by a stride of nothing
+                shares[axis] = min(shares.get(axis, 1.0), float(0 <= offset < limit))
+                continue
             low, high = sorted(((0 - offset) / step, (limit - offset) / step))
             valid = max(min(high, extent) - max(low, 0.0), 0.0) / max(extent, 1.0)
             shares[axis] = min(shares.get(axis, 1.0), min(valid, 1.0))
@@ -249,28 +256,28 @@ class _Counter:
 
     def contract(self, c: Contract, around: tuple[Around, ...], node: Nest) -> None:
         times = _times(around)
-        summed = math.prod(self.number(k.extent) for k in c.loops)
+        summed = math.prod(self.extent(k.extent) for k in c.loops)
         rows = float(c.rows)
         if c.clip is not None:
             outers = max(next((a.steps for a in around if a.axis is c.clip.outer), 1.0), 1.0)
-            rows = min(rows, max(self.number(c.clip.limit) / outers, 1.0))
+            rows = min(rows, max(self.extent(c.clip.limit) / outers, 1.0))
         cycles = max(rows * c.vectors, LATENCY, c.vectors + rows / 2)
         self.counts["fused"] += times * summed * cycles
         self.counts["tiles"] += times
         self.counts["tile_stores"] += times * rows * c.vectors
         width = c.vectors * self.lanes
-        a_loops = [(self.number(k.extent), abs(self.number(k.a_stride))) for k in c.loops]
-        b_loops = [(self.number(k.extent), abs(self.number(k.b_stride))) for k in c.loops]
+        a_loops = [(self.extent(k.extent), abs(self.number(k.a_stride))) for k in c.loops]
+        b_loops = [(self.extent(k.extent), abs(self.number(k.b_stride))) for k in c.loops]
         self.touch(node, c.a, c.a_index, around, [(rows, abs(self.number(c.a_row))), *a_loops])
         self.touch(node, c.b, c.b_index, around, [*b_loops, (float(width), 1.0)])
         self.touch(node, c.tile, Index(), around, [(rows * width, 1.0)])
 
     def transpose(self, t: Transpose, around: tuple[Around, ...], node: Nest) -> None:
-        rows, columns = self.number(t.rows.extent), self.number(t.columns.extent)
+        rows, columns = self.extent(t.rows.extent), self.extent(t.columns.extent)
         for clip, which in ((t.row_clip, 0), (t.column_clip, 1)):
             if clip is not None:
-                outers = max(self.number(clip.outer.extent), 1.0)
-                mean = min(float(clip.block), self.number(clip.limit) / outers)
+                outers = max(self.extent(clip.outer.extent), 1.0)
+                mean = min(float(clip.block), self.extent(clip.limit) / outers)
                 rows, columns = (mean, columns) if which == 0 else (rows, mean)
         times = _times(around)
         self.counts["turned"] += times * rows * columns / self.lanes
@@ -289,13 +296,13 @@ def _times(around: Sequence[Around]) -> float:
 
 def _phase(phase: Phase, sizes: Mapping[str, int], target: Target, near: Mapping[Buffer, float]) -> Work:
     c = _Counter(sizes, target)
-    around = tuple(Around(a, c.number(a.extent)) for a in phase.axes)
+    around = tuple(Around(a, c.extent(a.extent)) for a in phase.axes)
     node = root = Nest(Around(None, 1.0))
     for a in around:
         node.below.append(inner := Nest(a))
         node = inner
     c.body(phase.body, around, node)
-    size = {a.buffer: c.number(a.buffer.size) * a.buffer.dtype.itemsize for a, _ in root.walk()}
+    size = {a.buffer: c.extent(a.buffer.size) * a.buffer.dtype.itemsize for a, _ in root.walk()}
     traffic = Traffic(root, size, near, c.lanes)
     brought = [math.inf]
     for capacity in (target.l1_bytes, target.l2_bytes, max(target.l3_bytes // RIM, target.l2_bytes), target.l3_bytes):

@@ -20,7 +20,10 @@ from stitch.graph import Value
 from stitch.target import Target
 
 PAGE = 4096
-"""Bytes of the arena that are looked at together."""
+"""Bytes of the arena that are looked at together, at least."""
+
+PAGES = 1 << 20
+"""And at most so many pages, however large a model's sizes are."""
 
 
 def sequence(
@@ -48,12 +51,10 @@ class _Memory:
     def __init__(self, kernels: Sequence[Lowered], sizes: Mapping[str, int], results: set[Value], reused: bool) -> None:
         made = {v for low in kernels for v in low.parameters if isinstance(v, Value)} - results
         plan = arena.plan(kernels, made.__contains__)
-        self.pages = {
-            v: slice(
-                (start := dims.evaluate(at, sizes)) // PAGE, -(-max(start + dims.evaluate(v.bytes, sizes), 1) // PAGE)
-            )
-            for v, at in plan.offsets.items()
-        }
+        starts = {v: max(dims.evaluate(at, sizes), 0) for v, at in plan.offsets.items()}
+        ends = {v: start + max(dims.evaluate(v.bytes, sizes), 1) for v, start in starts.items()}
+        page = max(PAGE, -(-max(ends.values(), default=0) // PAGES))
+        self.pages = {v: slice(start // page, -(-ends[v] // page)) for v, start in starts.items()}
         self.touched_at = np.full(max((p.stop for p in self.pages.values()), default=0), -math.inf)
         self.last: dict[object, float] = {}
         self.clock = 0.0
@@ -79,4 +80,4 @@ class _Memory:
 
 
 def _bytes(buffer: Buffer, sizes: Mapping[str, int]) -> float:
-    return float(dims.evaluate(buffer.size, sizes)) * buffer.dtype.itemsize
+    return max(float(dims.evaluate(buffer.size, sizes)), 0.0) * buffer.dtype.itemsize

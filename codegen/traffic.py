@@ -99,6 +99,8 @@ class Traffic:
         steps = dict(a.steps)
         moving = [(n.steps, steps[n.axis] * (self.lanes if n.lanes else 1)) for n in loops if n.axis in steps]
         item, run, pieces = a.buffer.dtype.itemsize, 1.0, 1.0
+        if any(n <= 0 for n, _ in moving):
+            return 0.0  # a loop that is never run
         for n, step in sorted((*moving, *a.spans), key=lambda m: m[1]):
             if step <= max(run, LINE / item):  # within what is touched already, or next to it: the piece becomes longer
                 run += step * (n - 1)
@@ -121,7 +123,7 @@ class Traffic:
 
     def _brought(self, a: Access, size: float, capacity: float) -> float:
         """Of so many bytes, those that are not in the cache before; scratch that fits at all stays where it is."""
-        if a.buffer.space != "global":
+        if a.buffer.space != "global" or size <= 0:
             return 0.0
         if size > ONCE * self.whole[a.key]:
             return size
