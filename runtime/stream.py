@@ -70,7 +70,7 @@ class _Lanes:
                 last[made.part] = count
         self.fresh = [frozenset(m.output for m in results if m.part == k and not reuse) for k in range(count)]
         self.inboxes: list[SimpleQueue[_Item | None]] = [SimpleQueue() for _ in range(count)]
-        self.outbox: SimpleQueue[_Item | _Dead] = SimpleQueue()
+        self.outbox: SimpleQueue[_Item | _Dead | None] = SimpleQueue()  # None: the stream was closed
         self.free: list[SimpleQueue[Slot | None] | None] = [SimpleQueue() if r >= 0 else None for r in last]
         for number, queue in enumerate(self.free):
             for _ in range(depth * (last[number] - number) if queue is not None else 0):
@@ -124,10 +124,12 @@ class _Lanes:
             inbox.put(None)
             if free is not None:
                 free.put(None)
+        self.outbox.put(None)  # for who waits for a result in another thread
 
 
 class Stream(Generic[T, R], Iterator[R]):
     """Results in order. `close`, leaving a `with` block, or the end of the last reference stops its threads.
+    Several threads may ask for results: each result goes to one of them. What waits for one ends when it is closed.
 
     `prepare` makes of an item the model's inputs, in order; `finish` makes of the model's outputs a result. With
     `reuse`, the arrays of a result are written again once the next one is asked for. `keep` lives as long as this.
@@ -154,6 +156,7 @@ class Stream(Generic[T, R], Iterator[R]):
             threading.Thread(target=self._lanes.work, args=(k,), name=f"stitch-{stage.name}", daemon=True)
             for k, stage in enumerate(stages)
         ]
+        self._asking = threading.RLock()  # one at a time asks for a result; an iterable that asks its own stream fails
         self._stop = weakref.finalize(self, _stop, self._lanes, self._threads, self._process)
         for thread in self._threads:
             thread.start()
@@ -167,7 +170,8 @@ class Stream(Generic[T, R], Iterator[R]):
         if os.getpid() != self._process:
             raise StitchError("a stream does not survive a fork", "start a stream in the child process")
         try:
-            return self._next()
+            with self._asking:
+                return self._next()
         except BaseException:
             self.close()
             raise
@@ -188,6 +192,8 @@ class Stream(Generic[T, R], Iterator[R]):
             self._lanes.release(self._shown, len(self._threads))
             self._shown = None
         found = self._take()
+        if found is None:
+            raise StopIteration
         if isinstance(found, _Dead):
             raise StreamError(self._given, stage=found.stage, reason=found.error) from found.error
         if found.error is not None:
@@ -197,7 +203,7 @@ class Stream(Generic[T, R], Iterator[R]):
             self._shown = found
         return self._finish([found.made[m.part][m.output] for m in self._results])  # type: ignore[index]
 
-    def _take(self) -> _Item | _Dead:
+    def _take(self) -> _Item | _Dead | None:
         """The next result: one item is pulled first, so that the stages have work meanwhile, and more while it is not
         there yet."""
         while not self._ended and self._pulled - self._given < self._most:
