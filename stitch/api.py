@@ -21,11 +21,11 @@ from stitch import target as targets
 from stitch.decision import Objective
 from stitch.delegated import DelegatedModel
 from stitch.delegated import compile as compile_delegated
-from stitch.devices import parse_all
-from stitch.errors import UnsupportedOperator
+from stitch.devices import listed, parse_all
+from stitch.errors import PlacementError, UnsupportedOperator
 from stitch.limits import within
 from stitch.model import RunnableModel, Tensor
-from stitch.pipelined import NullModel, PipelinedModel, PlacedModel, Places, in_parts, unchanged
+from stitch.pipelined import NullModel, PinnedModel, PipelinedModel, PlacedModel, Places, in_parts, unchanged
 from stitch.pipelined import compile as compile_pipelined
 from stitch.plan import Artifact
 from stitch.runtime import affinity, cpu
@@ -50,7 +50,7 @@ Shapes = Mapping[str, Sequence["int | str | None"]]
 def optimize(
     model: Model, *, target: str | None = None, threads: int | None = None, cache: bool = True,
     shapes: Shapes | None = None, devices: None = None, objective: Objective = "latency",
-    sizes: Mapping[str, int] | None = None, memory: int | None = None,
+    sizes: Mapping[str, int] | None = None, memory: float | None = None,
 ) -> CompiledModel: ...  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def optimize(
 def optimize(
     model: Model, *, target: str | None = None, threads: int | None = None, cache: bool = True,
     shapes: Shapes | None = None, devices: Sequence[str], objective: Objective = "latency",
-    sizes: Mapping[str, int] | None = None, memory: int | None = None,
+    sizes: Mapping[str, int] | None = None, memory: float | None = None,
 ) -> RunnableModel: ...  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def optimize(
     devices: Sequence[str] | None = None,
     objective: Objective = "latency",
     sizes: Mapping[str, int] | None = None,
-    memory: int | None = None,
+    memory: float | None = None,
 ) -> RunnableModel:
     """Compiles an ONNX model for this machine.
 
@@ -81,7 +81,8 @@ def optimize(
     threads    size of the thread team; None: what affinity and the cgroup's quota allow
     cache      keep and reuse compiled code on disk
     shapes     by input name, replaces dims: an int fixes one, a string names it, None leaves it open
-    devices    where it may run, as `stitch.devices` has them: "cpu:0", "cpu:2-3", "big", "onnxruntime"; None: all cores
+    devices    where it may run, as `stitch.devices` has them: "cpu:0", "cpu:2-3", "big", "onnxruntime"; None: anywhere;
+               each has a team of as many threads as CPUs, so `threads` does not go with it
     objective  on `devices`: "latency" of one input; "throughput" of a stream, in stages; with or without them:
                "memory", the largest team of threads with which all of it takes at most `memory` bytes
     sizes      extents of symbols, for decisions on `devices` and `memory`; others are 1
@@ -92,8 +93,12 @@ def optimize(
         raise ValueError(f"the objective {objective!r} is none of {', '.join(get_args(Objective))}")
     if (objective == "memory") != (memory is not None):
         raise ValueError("the objective 'memory' goes with a limit, as in memory=500_000_000")
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or not memory > 0):
+        raise ValueError(f"memory is {memory!r}, but must be a number of bytes above zero")
     if devices is not None:
-        return _on(devices, model, target, cache, shapes, objective, sizes, memory)
+        if threads is not None:
+            raise ValueError("either devices or threads: a device has a team of as many threads as CPUs")
+        return _on(listed(devices), model, target, cache, shapes, objective, sizes, memory)
     machine, store, key = _prepared(model, target, cache, shapes)
     artifact = store.load(key) if key else None
     if artifact is None or not unchanged(artifact.report):
@@ -109,7 +114,7 @@ def optimize(
 
 def _on(
     texts: Sequence[str], model: Model, target: str | None, cache: bool, shapes: Shapes | None, objective: Objective,
-    sizes: Mapping[str, int] | None, memory: int | None,
+    sizes: Mapping[str, int] | None, memory: float | None,
 ) -> RunnableModel:  # fmt: skip
     """A model on devices that the user names."""
     board = detection.detect()
@@ -124,18 +129,22 @@ def _on(
                 sizes=sizes, memory=memory,
             )  # fmt: skip
         except UnsupportedOperator:
+            if memory is not None:
+                advice = "leave out the limit, or run the part that stitch supports alone"
+                raise PlacementError("how much memory onnxruntime takes is not known", advice) from None
             return delegated(model, target=target, threads=count, cache=cache, shapes=shapes)
     if not cores:
         plain = optimize(model, target=target, cache=cache, shapes=shapes)
         return NullModel(plain.artifact)
     if memory is not None:
-        return optimize(
+        team = optimize(
             model, target=target, threads=count, cache=cache, shapes=shapes, objective="memory", sizes=sizes,
             memory=memory,
         )  # fmt: skip
+        return PinnedModel(team.artifact, [cpu for d in cores for cpu in d.cpus], team._executable.threads)
     machine, store, key = _prepared(model, target, cache, shapes)
     rates = cost.known(machine, knobs.current().cache_dir)
-    given = (key, texts, objective, sorted((sizes or {}).items()), repr(rates), repr(board))
+    given = (key, [str(d) for d in cores], objective, sorted((sizes or {}).items()), repr(rates), repr(board))
     name = hashlib.sha256(repr(given).encode()).hexdigest() if key else ""
 
     def assign(stitched: Stitched) -> tuple[Sequence[int], Mapping[str, str]]:

@@ -30,6 +30,7 @@ import numpy as np
 from stitch import __version__, cli_stream, dims, knobs
 from stitch.errors import StitchError
 from stitch.simulate import command as simulate
+from stitch.sizes import checked
 
 if TYPE_CHECKING:
     from stitch.api import CompiledModel
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _size(text: str) -> tuple[str, int]:
     name, _, value = text.rpartition("=")
-    if not name or not value.isdigit():
+    if not name or not value.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not like batch=2")
     return name, int(value)
 
@@ -166,14 +167,12 @@ def _stream(args: argparse.Namespace) -> None:
         cli_stream.stream(whole, random_feeds(whole, dict(args.size)), args.items, args.depth)
         return
     from stitch.api import optimize
-    from stitch.pipelined import PlacedModel
 
     model = optimize(
         Path(args.model), target=args.target, cache=args.cache, devices=args.devices, objective="throughput",
         sizes=dict(args.size),
     )  # fmt: skip
-    if isinstance(model, PlacedModel):
-        print(model.explain())
+    print(model.explain())
     cli_stream.stream(model, random_feeds(model, dict(args.size)), args.items, args.depth)
 
 
@@ -234,9 +233,7 @@ def random_feeds(model: RunnableModel, sizes: Mapping[str, int]) -> dict[str, np
     """Arrays for a model's inputs: normal floats, integers that are 0 or 1. Raises StitchError."""
     shapes = {port.name: [dims.parse(d) if isinstance(d, str) else d for d in port.shape] for port in model.inputs}
     known = sorted({s for shape in shapes.values() for d in shape for s in dims.symbols(d)})
-    for name in sizes:
-        if name not in known:
-            raise StitchError(f"the model has no symbol {name!r}", f"its symbols are {', '.join(known) or 'none'}")
+    sizes = checked(sizes, known)
     rng = np.random.default_rng(0)
     values = {s: sizes.get(s, OTHERWISE) for s in known}
     feeds = {}

@@ -22,7 +22,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     parser.add_argument("--depth", type=_count, default=2, metavar="N", help="items in flight per stage (default 2)")
     parser.add_argument(
         "--devices", action="append", default=[], metavar="DEVICE",
-        help="where stages may run, as cpu:0, cpu:2-3 or big, once for each; none: the whole model on all CPUs",
+        help="a set of CPUs, as cpu:0 or cpu:0,2-3, or another device; once for each; none: one team on all CPUs",
     )  # fmt: skip
     return parser
 
@@ -63,6 +63,6 @@ def progress(
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
+    if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
     return int(text)

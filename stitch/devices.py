@@ -50,6 +50,8 @@ class Device:
 
 def parse(text: str, board: Board) -> Device:
     """The device that `text` names on a board. Raises UnknownDevice, EmptyDevice, UnavailableCpus."""
+    if not isinstance(text, str):
+        raise UnknownDevice(repr(text), available=available(board), reason="a device is named by a text")
     name, at, share = text.strip().partition("@")
     if at:
         device = parse(name, board)
@@ -85,7 +87,7 @@ def parse_all(texts: Iterable[str], board: Board) -> tuple[Device, ...]:
     """Devices, at least one, that have no CPU in common. Raises what `parse` raises, and OverlappingDevices.
 
     A text alone is a device, not a list of letters."""
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = listed(texts)
     found = tuple(parse(text, board) for text in texts)
     if not found:
         raise EmptyDevice("", available=render_cpus(board.cpus))
@@ -98,6 +100,11 @@ def _is_share(text: str) -> bool:
         return 0 < float(text) <= 1
     except ValueError:
         return False
+
+
+def listed(texts: Iterable[str]) -> list[str]:
+    """What may be one device, or several."""
+    return [texts] if isinstance(texts, str | bytes) or not isinstance(texts, Iterable) else list(texts)
 
 
 def _distinct(texts: Sequence[str], found: Sequence[Device], board: Board) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from stitch.errors import MemoryLimit
 from stitch.plan import Artifact, Port, np_dtype
+from stitch.sizes import checked
 
 
 def bytes_of(artifact: Artifact, sizes: Mapping[str, int], threads: int) -> int:
@@ -20,8 +21,10 @@ def bytes_of(artifact: Artifact, sizes: Mapping[str, int], threads: int) -> int:
     return int(memoryview(artifact.constants).nbytes) + arena + threads * scratch + ports
 
 
-def within(artifact: Artifact, limit: int, sizes: Mapping[str, int], cores: int) -> int:
-    """The largest team, up to one thread a core. Raises MemoryLimit with the least bytes that would do."""
+def within(artifact: Artifact, limit: float, sizes: Mapping[str, int], cores: int) -> int:
+    """The largest team, up to one thread a core. Raises MemoryLimit with the least bytes that would do,
+    and StitchError for sizes that are none of the model's."""
+    sizes = checked(sizes, {artifact.symbols[s] for s, _, _ in artifact.bindings})
     for threads in range(cores, 0, -1):
         if bytes_of(artifact, sizes, threads) <= limit:
             return threads

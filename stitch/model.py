@@ -69,6 +69,10 @@ class RunnableModel(ABC):
         return self._pipeline().stream(items, self._arrays, list, depth, reuse)
 
     @abstractmethod
+    def explain(self) -> Any:
+        """What runs where, and why; `str` of it is for people."""
+
+    @abstractmethod
     def _pipeline(self) -> Pipeline:
         """What streams go through."""
 

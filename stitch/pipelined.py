@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stitch.bundle import Bundle
+from stitch.bundle import Bundle, whole
 from stitch.decision import Decision
 from stitch.model import RunnableModel
 from stitch.plan import Artifact
@@ -25,6 +25,7 @@ from stitch.runtime.device import Null
 from stitch.runtime.pipeline import Pipeline, load, single
 
 if TYPE_CHECKING:
+    from stitch.explain import Explanation
     from stitch.stitching.schedule import Stitched
     from stitch.target import Target
 
@@ -45,6 +46,12 @@ class PipelinedModel(RunnableModel):
         stages run one after the other. Raises InputError."""
         results = self.pipeline.run(self._in_order(feeds))
         return results if output_names is None else [results[self._position(name)] for name in output_names]
+
+    def explain(self) -> Any:
+        """What was stitched, why, what was not, why not, and how much memory it takes."""
+        from stitch.explain import Explanation
+
+        return Explanation(self.bundle.report)
 
     def close(self) -> None:
         """Ends streams and threads. Nothing runs afterwards."""
@@ -97,17 +104,32 @@ class PlacedModel(PipelinedModel):
         return self.decision
 
 
+class PinnedModel(PipelinedModel):
+    """A whole model on the CPUs that the user names, with a team of some size."""
+
+    def __init__(self, artifact: Artifact, cpus: Collection[int], threads: int) -> None:
+        super().__init__(whole(artifact), [cpus], [threads])
+        self.threads = threads
+
+
 class NullModel(RunnableModel):
     """A model on the null device: outputs of the right shapes, all zero, and nothing computed."""
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact.inputs, artifact.outputs)
+        self.artifact = artifact
         self.pipeline = single(artifact, Null().load(artifact))
 
     def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The named outputs (None: all), all zero."""
         results = self.pipeline.run(self._in_order(feeds))
         return results if output_names is None else [results[self._position(name)] for name in output_names]
+
+    def explain(self) -> Explanation:
+        """What would be run elsewhere."""
+        from stitch.explain import Explanation
+
+        return Explanation(self.artifact.report)
 
     def _pipeline(self) -> Pipeline:
         return self.pipeline

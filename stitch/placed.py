@@ -24,7 +24,7 @@ from stitch.placement.problem import Item, Problem, Value
 from stitch.simulate.model import links_of, sizes_of, values_of
 from stitch.stitching.schedule import Kernel, Stitched
 from stitch.target import Target
-from stitch.topology import Board, Cluster
+from stitch.topology import Board, Cluster, render_cpus
 
 __all__ = ["decide", "sizes_of"]
 
@@ -58,18 +58,22 @@ def decide(
         runs = _runs(problem, placement.devices)
         seconds, exact = placement.seconds, placement.exact
         times = tuple(sum(problem.items[k].seconds[d][n - 1] for k in at) for d, n, at in runs)
-    everything = sorted({cpu for d in devices for cpu in d.cpus})
     if len(devices) > 1:
-        total = sum(_seconds(w, k, rates, len(everything), sizes) for w, k in zip(work, stitched.kernels, strict=True))
-        alternatives.append((f"one team on all {len(everything)} cores", total))
+        cores = sum(d.cores for d in devices)
+        total = sum(_seconds(w, k, rates, cores, sizes) for w, k in zip(work, stitched.kernels, strict=True))
+        alternatives.append((f"one team on all {cores} cores", total))
     stages, assignment = [], [0] * len(stitched.kernels)
+    free = [[core for c in d.clusters for core in c.cores] for d in devices]
     for number, ((d, cores, at), spent) in enumerate(zip(runs, times, strict=True)):
         inside = [k for p in at for k in pieces[p]]
         for k in inside:
             assignment[k] = number
         names = [stitched.kernels[k].name for k in inside]
-        cpus = devices[d].cpus if cores == devices[d].cores else devices[d].cpus[:cores]
-        stages.append(Stage(str(devices[d]), cpus, names[0], names[-1], len(names), spent))
+        own = free[d][:cores]
+        if objective == "throughput":  # stages work at the same time, each on cores of its own
+            del free[d][:cores]
+        cpus = tuple(sorted(cpu for core in own for cpu in core))
+        stages.append(Stage(f"cpu:{render_cpus(cpus)}", cpus, names[0], names[-1], len(names), spent))
     return Decision(
         objective, tuple(stages), tuple(assignment), seconds, exact, tuple(alternatives), dict(sizes), rates.fitted
     )

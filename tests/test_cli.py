@@ -98,9 +98,11 @@ def test_knobs(capsys: pytest.CaptureFixture[str]) -> None:
         (["simulate", "MODEL", "--size", "sequence=3"], "no symbol 'sequence'; its symbols are batch, seq"),
         (["simulate", "MODEL", "--board", "kirin"], "there is no device 'kirin'"),
         (["simulate", "MODEL", "--board", "nowhere.toml"], "nowhere.toml"),
-        (["stream", "MODEL", "--devices", "cpu:4711"], "the CPUs 4711 of the device"),
-        (["stream", "MODEL", "--devices", "cpu", "--devices", "cpu"], "share the CPUs"),
+        (["stream", "MODEL", "--devices", "cpu:4711"], "the CPUs 4711 of the device 'cpu:4711' do not exist"),
+        (["stream", "MODEL", "--devices", "cpu:0-99999999999"], "there is no CPU 99999999999"),
         (["stream", "MODEL", "--devices", "gpu:0"], "there is no device 'gpu:0'"),
+        (["simulate", "MODEL", "--objective", "latency", "--svg", "x.svg"], "a picture shows the stages"),
+        (["stream", "MODEL", "--devices", "cpu", "--devices", "cpu"], "the devices 'cpu' and 'cpu' share the CPUs"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -125,7 +127,7 @@ def test_stream(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) 
             assert cli.main(["stream", model, "--items", "7", "--size", "seq=3", *devices]) == 0
             shown = capsys.readouterr()
             assert "7 results, the first after " in shown.out
-            assert (f"stage 0  cpu:{first}" in shown.out) == bool(devices)
+            assert (f"stage 0  cpu:{first} " in shown.out) == bool(devices)
             assert shown.err == ""  # not a terminal
 
 
@@ -155,6 +157,7 @@ def test_progress_is_one_line_of_a_terminal() -> None:
         (["simulate", "m", "--queue", "0"], "'0' is not a number above zero"),
         (["simulate", "m", "--jitter", "much"], "'much' is not a number from 0 to 10"),
         (["stream", "m", "--items", "0"], "'0' is not a number from 1 on"),
+        (["stream", "m", "--items", "²"], "'²' is not a number from 1 on"),
     ],
 )
 def test_wrong_usage(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:

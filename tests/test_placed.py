@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,11 +12,23 @@ import pytest
 from onnx import TensorProto, helper
 
 import stitch
-from stitch import knobs
+from stitch import compiler, importer, knobs, placed
 from stitch.api import CompiledModel
+from stitch.codegen import machine
+from stitch.cost import Rates
 from stitch.decision import Decision
-from stitch.errors import MemoryLimit, OverlappingDevices, UnavailableCpus, UnknownDevice, UnsupportedOperator
-from stitch.pipelined import PlacedModel
+from stitch.devices import Device
+from stitch.errors import (
+    EmptyDevice,
+    MemoryLimit,
+    OverlappingDevices,
+    StitchError,
+    UnavailableCpus,
+    UnknownDevice,
+    UnsupportedOperator,
+)
+from stitch.pipelined import PinnedModel, PlacedModel
+from stitch.topology import Board, Cluster, render_cpus
 
 CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="one CPU only")
@@ -101,6 +114,95 @@ def test_the_null_device_computes_nothing() -> None:
     (y,) = model.run(None, feed(4))
     assert y.shape == (4, 64)
     assert not y.any()
+    assert "kernel" in str(model.explain())
+
+
+@two_cpus
+def test_stages_on_one_device_have_cores_of_their_own() -> None:
+    model = stitch.optimize(
+        chain(12, 256), devices=f"cpu:{CPUS[0]},{CPUS[1]}", objective="throughput", sizes={"batch": 8}, cache=False
+    )
+    decision = model.explain()
+    used = [cpu for s in decision.stages for cpu in s.cpus]
+    assert len(used) == len(set(used)), decision
+    assert [s.device for s in decision.stages] == [f"cpu:{render_cpus(s.cpus)}" for s in decision.stages]
+
+
+def test_a_part_of_a_device_has_whole_cores() -> None:
+    """Two CPUs of one core are not two cores."""
+    target = machine.host()
+    stitched = compiler.cut(importer.load(chain(8, 256)), target)
+    cluster = Cluster("p", tuple((k, k + 4) for k in range(4)), 1024)
+    board = Board("smt", str(target), (cluster,))
+    decision = placed.decide(
+        stitched, target, [Device("cpu", (cluster,))], board, "throughput", {"batch": 8}, Rates.of(target)
+    )
+    assert len(decision.stages) > 1
+    for stage in decision.stages:
+        assert {cpu % 4 for cpu in stage.cpus if cpu < 4} == {cpu % 4 for cpu in stage.cpus if cpu >= 4}
+    assert sum(len(s.cpus) for s in decision.stages) == len({cpu for s in decision.stages for cpu in s.cpus})
+
+
+def images() -> onnx.ModelProto:
+    """Convolutions and a pooling over images of any size, which are empty where all symbols are 1."""
+    random = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("v", (16, 3, 3, 3)), ("w", (8, 16, 3, 3)))
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MaxPool", ["b"], ["c"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["c", "w"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "v"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8, "p", "q"])
+    graph = helper.make_graph(nodes, "images", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"n": 0}, {"n": 2, "h": 32, "v": 32}, {"n": 10**12, "h": 64, "v": 64}])
+@pytest.mark.parametrize("objective", ["throughput", "latency"])
+def test_sizes_that_leave_nothing_are_placed_too(objective: str, sizes: dict[str, int]) -> None:
+    model = stitch.optimize(images(), devices="cpu", objective=objective, sizes=sizes, cache=False)
+    decision = model.explain()
+    assert all(np.isfinite(s.seconds) and s.seconds >= 0 for s in decision.stages)
+    x = np.random.default_rng(0).standard_normal((2, 3, 9, 9)).astype(np.float32)
+    np.testing.assert_array_equal(model.run(None, {"x": x})[0], stitch.optimize(images()).run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize("size", [-1, 2.5, "x", True])
+@pytest.mark.parametrize("given", [{"devices": ["cpu"]}, {"objective": "memory", "memory": 1 << 30}])
+def test_wrong_sizes(given: dict[str, Any], size: Any) -> None:
+    with pytest.raises(StitchError, match="not a whole number"):
+        stitch.optimize(chain(), sizes={"batch": size}, cache=False, **given)
+    with pytest.raises(StitchError, match="no symbol 'rows'; its symbols are batch"):
+        stitch.optimize(chain(), sizes={"rows": 3}, cache=False, **given)
+
+
+@pytest.mark.parametrize("memory", [0, -1, "1GB", True, float("nan")])
+def test_wrong_limits_of_memory(memory: Any) -> None:
+    with pytest.raises(ValueError, match="bytes above zero"):
+        stitch.optimize(chain(), objective="memory", memory=memory)
+
+
+def test_devices_have_teams_of_their_own() -> None:
+    with pytest.raises(ValueError, match="either devices or threads"):
+        stitch.optimize(chain(), devices=["cpu"], threads=2)
+
+
+def test_a_model_within_a_limit_stays_on_its_devices() -> None:
+    model = stitch.optimize(
+        chain(), devices=[f"cpu:{CPUS[-1]}"], objective="memory", memory=1e9, sizes={"batch": 4}, cache=False
+    )
+    assert isinstance(model, PinnedModel)
+    assert [s.cpus for s in model.pipeline.stages] == [frozenset({CPUS[-1]})]
+    assert "kernel" in str(model.explain())
+    np.testing.assert_array_equal(
+        model.run(None, feed(4))[0], stitch.optimize(chain(), cache=False).run(None, feed(4))[0]
+    )
+    model.close()
 
 
 def test_memory_chooses_the_team() -> None:
@@ -122,9 +224,13 @@ def test_memory_chooses_the_team() -> None:
         (["cpu:4711"], UnavailableCpus),
         ([f"cpu:{CPUS[0]}", f"cpu:{CPUS[0]}"], OverlappingDevices),
         (["gpu:0"], UnknownDevice),
+        ([0], UnknownDevice),
+        (5, UnknownDevice),
+        (b"cpu", UnknownDevice),
+        ([], EmptyDevice),
     ],
 )
-def test_wrong_devices(given: list[str], error: type[Exception]) -> None:
+def test_wrong_devices(given: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         stitch.optimize(chain(), devices=given)
 

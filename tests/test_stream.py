@@ -487,6 +487,8 @@ def test_models_share_what_calls_need() -> None:
         def run(self, output_names: Any, feeds: Any) -> list[np.ndarray]:
             return self._in_order(feeds)
 
+        def explain(self) -> None: ...
+
         def _pipeline(self) -> Pipeline:
             return pipe(plus(1))
 
@@ -494,3 +496,43 @@ def test_models_share_what_calls_need() -> None:
     x = np.ones(3, np.float32)
     assert model(x) is x
     assert [y.tolist() for (y,) in model.stream([x, (x,), {"x": x}])] == [[2.0] * 3] * 3
+
+
+def test_several_threads_may_ask_one_stream() -> None:
+    """Each result goes to one of them, and none waits for a result that will not come."""
+    found: list[int] = []
+
+    def ask() -> None:
+        found.extend(int(y[0]) for (y,) in stream)
+
+    pipeline = Pipeline([Stage("all", lambda arrays, _: [arrays[0] + 1], (Given(0),))], [Made(0, 0)])
+    stream = pipeline.stream(range(500), lambda k: [np.array([k])], list)
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(20)
+    assert not any(t.is_alive() for t in threads)
+    assert sorted(found) == list(range(1, 501))
+
+
+def test_closing_wakes_who_waits_for_a_result() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(arrays: list[Any], _: object) -> list[Any]:
+        begun.set()
+        go.wait(20)
+        return [arrays[0].copy()]
+
+    pipeline = Pipeline([Stage("slow", slow, (Given(0),))], [Made(0, 0)])
+    stream = pipeline.stream([0], lambda k: [np.array([k])], list)
+    found: list[object] = []
+    asking = threading.Thread(target=lambda: found.extend(stream), daemon=True)
+    asking.start()
+    assert begun.wait(20)
+    closing = threading.Thread(target=stream.close, daemon=True)
+    closing.start()
+    go.set()
+    for t in (closing, asking):
+        t.join(20)
+        assert not t.is_alive()

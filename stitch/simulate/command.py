@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     from stitch.placement import latency
     from stitch.simulate.model import problem_of, sizes_of
 
+    if args.objective == "latency" and args.svg is not None:
+        raise StitchError("a picture shows the stages of a pipeline", "leave out --svg, or --objective latency")
     board = boardfile.load(args.board)
     stitched = stitch_for(Path(args.model), board)
     try:

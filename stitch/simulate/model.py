@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stitch import dims
-from stitch.errors import StitchError
 from stitch.graph import Value as Tensor
 from stitch.ops.primitives import PRIMITIVES
 from stitch.placement.problem import INPUT, Device, Item, Link, Problem, Value
 from stitch.simulate.work import Work, rates_of, seconds, work_of
+from stitch.sizes import checked
 from stitch.stitching.schedule import Kernel, Stitched
 from stitch.topology import Board, Cluster
 
@@ -90,9 +90,5 @@ def sizes_of(stitched: Stitched, given: Mapping[str, int]) -> dict[str, int]:
     """An extent for every symbol of a model."""
     values = [*stitched.graph.inputs, *(v for n in stitched.graph.nodes for v in n.outputs)]
     inputs = {s for v in stitched.graph.inputs for d in v.shape for s in dims.symbols(d)}
-    for name in given:
-        if name not in inputs:
-            raise StitchError(
-                f"the model has no symbol {name!r}", f"its symbols are {', '.join(sorted(inputs)) or 'none'}"
-            )
-    return {s: given.get(s, OTHERWISE) for v in values for d in v.shape for s in dims.symbols(d)}
+    known = checked(given, inputs)
+    return {s: known.get(s, OTHERWISE) for v in values for d in v.shape for s in dims.symbols(d)}
