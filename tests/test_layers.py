@@ -47,6 +47,7 @@ TABLE = """
     stitch.peak
 
     stitch.dims
+    stitch.sizes
     stitch.limits
     stitch.ranges
     stitch.ops
