@@ -169,7 +169,9 @@ def _extreme(predicate: str) -> Rule:
         if is_literal(a) and number_of(a) == number_of(a):
             return o.select(o.compare(predicate.replace("o", "u", 1), b, a), b, a)
         value = o.select(o.compare(predicate, b, a), b, a)
-        return value if is_literal(b) else o.select(o.compare("uno", b, b), b, value)
+        if is_literal(b) and number_of(b) == number_of(b):
+            return value
+        return o.select(o.compare("uno", b, b), b, value)
 
     return extreme
 
