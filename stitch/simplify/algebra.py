@@ -153,12 +153,18 @@ def _decided(r: Rewriter, s: Step) -> Value | None:
 
 
 def _cast(r: Rewriter, s: Step) -> Value | None:
-    """cast(x) to the dtype of x -> x; cast(cast(x)) -> cast(x), if the inner one loses nothing."""
+    """cast(x) to the dtype of x -> x; cast(cast(x)) -> cast(x), if the inner one loses nothing.
+
+    Not cast.int8(cast.float32(x)) of an uint8: floats are saturated, and integers wrap.
+    """
     if s.x.dtype == s.dtype:
         return s.x
     inner = r.maker(s.x, "cast")
     if inner is not None and _lossless(inner.inputs[0].dtype, s.x.dtype):
         y = inner.inputs[0]
+        through = dtypes.is_float(s.x.dtype) and not dtypes.is_float(y.dtype)
+        if through and dtypes.is_integer(s.dtype) and not _lossless(y.dtype, s.dtype):
+            return None
         return y if y.dtype == s.dtype else r.emit("cast", y, dtype=s.dtype)
     return None
 
