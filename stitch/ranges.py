@@ -83,7 +83,7 @@ def _of_dtype(dtype: np.dtype) -> Range:
 
 def _of_number(n: Any) -> Range:
     x = float(n)
-    if abs(x) > 2.0**53:
+    if abs(x) >= 2.0**53:
         return ANYTHING
     if x != x:
         return Range(_INF, -_INF)
@@ -116,7 +116,8 @@ def _transferred(prim: str, dtype: np.dtype, source: np.dtype, args: list[Range]
         case "neg":
             return Range(-x.high, -x.low, x.whole, x.nan)
         case "exp":
-            return Range(0.0, math.exp(x.high) * (1 + 2.0**-20) if x.high < _LARGE else _INF, False, x.nan, False)
+            top = math.exp(x.high) * (1 + 2.0**-20) + 1e-44 if x.high < _LARGE else _INF  # subnormals are coarse
+            return Range(0.0, top, False, x.nan, False)
     return _arithmetic(prim, dtype, x, args[1])
 
 
