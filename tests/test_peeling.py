@@ -185,3 +185,17 @@ def test_points_that_fall_into_few_sets_of_the_cache_stay_outside(channels: int,
         if isinstance(s, Loop) and isinstance(s.clip, Gate)
     ]
     assert [s.unroll > 1 for s in gated] == [inside, inside]
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 3), (3, 1, 0)])
+def test_windows_over_images_without_points(shape: tuple[int, int, int]) -> None:
+    """Of no extreme, nothing is left in the loops over lanes."""
+    b = Builder("empty")
+    x = b.input("x", FLOAT32, (dims.symbol("n"), *shape))
+    low, high = (0, 0, 0, 0), (0, 0, 0, 1)
+    y = b.apply("pad", x, lo=low, hi=high, value=-np.inf)
+    y = b.reduce("reduce_max", b.window(y, [2, 3], (1, 2), (3, 4), (1, 1)), [-1, -2])
+    y = b.apply("pad", y, lo=(0, 0, 1, 2), hi=(0, 0, 2, 2), value=0.0)
+    w = b.const(np.ones((3, 1, 1, 4, 5), np.float32))
+    y = b.reduce("reduce_sum", b.mul(b.window(y, [2, 3], (4, 5), (1, 1), (1, 1)), w), [-1, -2])
+    check(b.finish({"y": b.max(y, 0.0)}), (2, *shape))
