@@ -179,7 +179,7 @@ def _parts(
         if gates:
             add(first, last, mine | set(around), Gate(gates))
         add(first, last, mine, Gate(gates, without=True) if gates else None)
-    if not dims.prove_equal(last, axis.extent):
+    if not dims.prove_equal(last, axis.extent) or not out:  # a loop over no points stays one that stores its results
         add(last, axis.extent, ())
     return tuple(out)
 

@@ -92,8 +92,6 @@ def _passed_on(a: Stmt, b: Stmt, passed: set[Buffer]) -> Loop | None:
         return None
     if a.folds or b.folds or (a.axis.extent, a.clip, a.unroll) != (b.axis.extent, b.clip, b.unroll):
         return None
-    if not a.body:  # over an image without points
-        return None
     *sums, last = a.body
     if not sums or not all(isinstance(s, Loop) and s.folds and _taps(s) for s in sums) or not isinstance(last, Store):
         return None

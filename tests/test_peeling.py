@@ -189,7 +189,7 @@ def test_points_that_fall_into_few_sets_of_the_cache_stay_outside(channels: int,
 
 @pytest.mark.parametrize("shape", [(3, 0, 3), (3, 1, 0)])
 def test_windows_over_images_without_points(shape: tuple[int, int, int]) -> None:
-    """Of no extreme, nothing is left in the loops over lanes."""
+    """Loops over no points are not peeled into nothing."""
     b = Builder("empty")
     x = b.input("x", FLOAT32, (dims.symbol("n"), *shape))
     low, high = (0, 0, 0, 0), (0, 0, 0, 1)
@@ -199,3 +199,16 @@ def test_windows_over_images_without_points(shape: tuple[int, int, int]) -> None
     w = b.const(np.ones((3, 1, 1, 4, 5), np.float32))
     y = b.reduce("reduce_sum", b.mul(b.window(y, [2, 3], (4, 5), (1, 1), (1, 1)), w), [-1, -2])
     check(b.finish({"y": b.max(y, 0.0)}), (2, *shape))
+
+
+def test_results_without_points_pass_between_kernels() -> None:
+    """What is stored nowhere, as it has no points, would have no place."""
+    b = Builder("empty")
+    x = b.input("x", FLOAT32, (2, 5, 2, 24))
+    y = b.apply("pad", x, lo=(0, 0, 0, 0), hi=(0, 0, 2, 0), value=-np.inf)
+    y = b.reduce("reduce_max", b.window(y, [2], (3,), (3,), (2,)), [-1])
+    w = b.const(np.ones((24, 1, 3), np.float32))
+    for _ in range(2):
+        y = b.apply("pad", b.max(y, 0.5), lo=(0, 0, 1, 0), hi=(0, 0, 1, 0), value=0.0)
+        y = b.reduce("reduce_sum", b.mul(b.window(y, [1, 2], (1, 3), (1, 1), (1, 1)), w), [-1, -2])
+    check(b.finish({"y": y}), (2, 5, 2, 24))
