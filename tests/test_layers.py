@@ -22,6 +22,7 @@ FOLDERS = {"stitch": "stitch", "stitch.codegen": "codegen", "stitch.runtime": "r
 TABLE = """
     stitch
     stitch.errors
+    stitch.sizes
     stitch.knobs
     stitch.dtypes
     stitch.target
