@@ -48,7 +48,6 @@ TABLE = """
     stitch.peak
 
     stitch.dims
-    stitch.sizes
     stitch.limits
     stitch.ranges
     stitch.ops
