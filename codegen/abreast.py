@@ -10,7 +10,8 @@ waits for another row, and what is the same for all of them, such as a gain, is 
 
 Safe where a task is vector loops over axes of their own and what is computed between them: tasks read nothing that
 another one stores. Tiles and locals are each row's own. The loops are over the same elements in the same order, so no
-bit changes. Only where the rows are a multiple of as many: then no task has fewer.
+bit changes. Only where the rows are a multiple of as many: then no task has fewer; and not where rows come from memory
+beyond the caches.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import replace
 
 from stitch import access, dims
 from stitch.access import Axis, Index, Variable
-from stitch.codegen.emit_rules import lanes_of
+from stitch.codegen.emit_rules import lanes_of, nodes
 from stitch.codegen.loops import (
     Apply,
     Buffer,
@@ -60,12 +61,22 @@ def abreast(phase: Phase, target: Target) -> tuple[Phase, tuple[Buffer, ...]]:
     work = sum(_instructions(s, target) for s in loops)
     if not any(s.folds for s in loops) or any(not isinstance(s.axis.extent, int) for s in loops):
         return phase, ()
+    if _walked(phase) > target.l3_bytes:
+        return phase, ()
     tasks = estimate(phase.tasks)
     wanted = (4, 2) if work <= SHORT else (2,) if work <= LONG else ()
     rows = next((k for k in wanted if axis.extent % k == 0 and tasks >= k * TASKS), 1)
     if rows == 1:
         return phase, ()
     return _together(phase, axis, rows)
+
+
+def _walked(phase: Phase) -> float:
+    """Bytes of all that a phase reads or stores outside of its tiles. From memory, rows come fastest one by one: what
+    foresees them follows few streams."""
+    seen = {x.buffer for s in walk(phase.body) for e in expressions(s) for x in nodes(e) if isinstance(x, Read)}
+    seen |= {s.buffer for s in walk(phase.body) if isinstance(s, Store)}
+    return float(sum(estimate(b.size) * b.dtype.itemsize for b in seen if b.space == "global"))
 
 
 def _is_plain(s: Stmt) -> bool:

@@ -75,7 +75,16 @@ def softmax(rows: dims.Dim, columns: int) -> Graph:
 
 @pytest.mark.parametrize(
     ("rows", "columns", "together"),
-    [(64, 64, 4), (62, 64, 2), (63, 64, 1), (64, 256, 2), (64, 4096, 1), (16, 64, 1), (dims.symbol("n"), 64, 1)],
+    [
+        (64, 64, 4),
+        (62, 64, 2),
+        (63, 64, 1),
+        (64, 256, 2),
+        (64, 4096, 1),
+        (16, 64, 1),
+        (dims.symbol("n"), 64, 1),
+        (1 << 20, 64, 1),
+    ],
 )
 def test_how_many_rows_are_a_task(rows: dims.Dim, columns: int, together: int) -> None:
     (phase,) = lowered(softmax(rows, columns)).phases
