@@ -33,7 +33,7 @@ BLOCK = 2048
 
 CHUNK = 8_000
 """Instructions that a chunk of tasks should hold, so that handing it out does not show (about 2 us). Half a microsecond
-is what it takes if workers are awake; `stitch.runtime.threads` knows if they are not."""
+is what it takes if workers are awake; `stitch.runtime.team` knows if they are not."""
 
 GATHER, SCATTER = 32.0, 40.0
 """Cost of a strided vector load or store, in contiguous ones."""

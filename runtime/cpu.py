@@ -23,6 +23,7 @@ import numpy as np
 from stitch import knobs
 from stitch.errors import ResourceError
 from stitch.runtime import calls, threads
+from stitch.runtime import team as team_code
 from stitch.runtime.cache import Cache
 
 
@@ -88,7 +89,7 @@ def support() -> Mapping[str, int]:
     """The addresses of the runtime's own functions. They are never unloaded, for threads may be inside."""
     global _support
     if _support is None:
-        names = [*threads.FUNCTIONS, *calls.FUNCTIONS]
+        names = [*team_code.FUNCTIONS, *calls.FUNCTIONS]
         library = Library(_support_code(), names)
         library.keep()
         _support = {name: library[name] for name in names}
@@ -97,7 +98,7 @@ def support() -> Mapping[str, int]:
 
 
 def _support_code() -> bytes:
-    text = threads.ir(llvm.get_process_triple()) + calls.IR
+    text = team_code.ir(llvm.get_process_triple()) + calls.IR
     key = hashlib.sha256(f"{llvmlite.__version__}\n{text}".encode()).hexdigest()
     cache = Cache(knobs.current().cache_dir, knobs.current().cache_bytes)
     code = cache.load_bytes(key)

@@ -152,6 +152,7 @@ TABLE = """
 
     stitch.runtime
     stitch.runtime.memory
+    stitch.runtime.team
     stitch.runtime.threads
     stitch.runtime.device
     stitch.runtime.cache

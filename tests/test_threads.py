@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stitch.runtime import cpu, threads
-from stitch.runtime.threads import CHUNKS_PER_WORKER, Team, available_cores
+from stitch.runtime import cpu
+from stitch.runtime.team import CHUNKS_PER_WORKER, SLEEPERS, WAKING, WORD
+from stitch.runtime.threads import Team, available_cores
 
 # args: count per task, whether a worker number is in use, how often one was used twice at a time
 IR = """
@@ -228,15 +229,15 @@ def test_small_regions_wake_nobody(library: cpu.Library) -> None:
         return ctypes.c_int64.from_address(team.address + offset).value
 
     def handed_out(tasks: int) -> bool:
-        while word(threads._SLEEPERS) < 1:
+        while word(SLEEPERS) < 1:
             time.sleep(0.001)
-        before = word(threads._WORD) >> 32
+        before = word(WORD) >> 32
         assert (count(library, team.address, tasks, grain, 1) == 1).all()
-        return word(threads._WORD) >> 32 != before
+        return word(WORD) >> 32 != before
 
     count(library, team.address, 100, 1, 1)  # starts the worker
-    assert not handed_out(threads.WAKING * grain)
-    assert handed_out(threads.WAKING * grain + 1)
+    assert not handed_out(WAKING * grain)
+    assert handed_out(WAKING * grain + 1)
     assert not handed_out(grain + 1)
     team.stop(10)
 
