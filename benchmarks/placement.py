@@ -22,12 +22,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import combinations
 
 import numpy as np
 
 from benchmarks.published import PUBLISHED, Network, networks
 from stitch import boardfile, target
+from stitch.fitting import nonnegative
 from stitch.placement import latency, pipeit, throughput
 from stitch.placement.problem import Device, Item, Link, Pipeline, Problem, Value, stage_seconds
 from stitch.simulate.model import problem_of
@@ -62,19 +62,6 @@ def main() -> None:
 
 
 # ------------------------------------------------------------------ calibration
-
-
-def nonnegative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The x >= 0 with the least |a x - b|, by trying every set of columns that may differ from 0."""
-    best, answer = math.inf, np.zeros(a.shape[1])
-    for count in range(1, a.shape[1] + 1):
-        for chosen in combinations(range(a.shape[1]), count):
-            part = np.linalg.lstsq(a[:, chosen], b, rcond=None)[0]
-            error = float(np.linalg.norm(a[:, chosen] @ part - b))
-            if (part >= 0).all() and error < best:
-                best, answer = error, np.zeros(a.shape[1])
-                answer[list(chosen)] = part
-    return answer
 
 
 def fit(found: Sequence[Network]) -> None:

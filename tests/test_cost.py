@@ -183,7 +183,7 @@ def test_the_fit_finds_rates_that_made_the_times() -> None:
     assert max(errors) < 0.02
 
 
-def test_networks_of_the_calibration_compile() -> None:
+def test_networks_of_the_calibration_are_well_formed() -> None:
     names = [n.name for n in networks.all_networks()]
     assert len(set(names)) == len(names)
     for network in networks.all_networks():
