@@ -149,6 +149,10 @@ TABLE = """
     stitch.codegen.emit_kernels
     stitch.codegen.emit_endings
     stitch.codegen.transpose
+    stitch.codegen.emit_expressions
+    stitch.codegen.emit_folds
+    stitch.codegen.emit_loops
+    stitch.codegen.emit_calls
     stitch.codegen.llvm
     stitch.codegen.entry
     stitch.codegen.inplace
@@ -216,7 +220,7 @@ DOORS = {
     "onnx": ["stitch.source", "stitch.importer", "stitch.delegation", "stitch.backend"],
     "onnxruntime": ["stitch.runtime.delegate"],
     "sympy": ["stitch.dims.factors"],
-    "llvmlite": ["stitch.codegen.llvm", "stitch.codegen.machine", "stitch.codegen.ptx", "stitch.runtime.cpu"],
+    "llvmlite": ["stitch.codegen.machine", "stitch.runtime.cpu"],
 }
 
 
