@@ -27,7 +27,7 @@ from benchmarks import models
 from benchmarks.networks.cases import Feed, image, networks
 from stitch import dims, importer
 from stitch.api import _target
-from stitch.codegen.loops import render
+from stitch.codegen.loop_text import render
 from stitch.dims import Dim
 from stitch.measure import Probe
 from stitch.plan import HostStep

@@ -23,7 +23,7 @@ from stitch.codegen import arena, entry, kernels, llvm
 from stitch.codegen.constants import Panels, Relaid
 from stitch.codegen.entry import KernelCall, PhaseCall, Place
 from stitch.codegen.kernels import Lowered
-from stitch.codegen.loops import render
+from stitch.codegen.loop_text import render
 from stitch.dims import Dim
 from stitch.errors import UnsupportedOperator
 from stitch.graph import Graph, Guard, Node, Origin, Value

@@ -22,6 +22,7 @@ from stitch.codegen import (
     windows,
 )
 from stitch.codegen.constants import Constant
+from stitch.codegen.loop_rules import check
 from stitch.codegen.loops import (
     Apply,
     Buffer,
@@ -117,7 +118,7 @@ def _program(
     own: tuple[Value, ...] = (),
 ) -> Lowered:
     program = Program("kernel", tuple(given), tiles, tuple(phases), symbols(phases, (*given, *tiles)))
-    program.check()
+    check(program)
     return Lowered(program, tuple(given.values()), own)
 
 

@@ -65,7 +65,7 @@ class Code:
 
 
 def emit(program: Program, target: Target) -> Code:
-    """The code of a program that passes `check`."""
+    """The code of a program that passes `loop_rules.check`."""
     offsets, scratch = scratch_layout(program)
     kernels: dict[str, str] = {}
     texts, names = [], []

@@ -44,6 +44,8 @@ Semantics
   iterations are adjacent, or the same.
 
 Names are objects, not strings: two axes called `i` are different axes.
+
+`loop_rules` checks what can be seen of all this without running a program, `loop_text` prints it.
 """
 
 from __future__ import annotations
@@ -57,7 +59,6 @@ import numpy as np
 from stitch import dims, dtypes
 from stitch.access import ZERO, Axis, Bound, Index, Variable, index
 from stitch.dims import Dim
-from stitch.ops.primitives import PRIMITIVES
 
 __all__ = ["Axis", "Bound", "Index", "index"]  # of stitch.access, and part of the grammar
 
@@ -292,10 +293,8 @@ class Program:
     phases: tuple[Phase, ...]
     symbols: tuple[str, ...] = field(default=())
 
-    def check(self) -> None:
-        """Raises AssertionError if the program breaks a rule above that can be seen without running it."""
-        for phase in self.phases:
-            _check_body(phase.body, set(phase.axes), set(), set(self.buffers) | set(self.tiles), vector=False)
+
+# ------------------------------------------------------------------ walks
 
 
 def walk(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
@@ -327,221 +326,3 @@ def expressions(s: Stmt) -> tuple[Expr, ...]:
             return (s.value,)
         case Contract() | Transpose() | Prefetch():
             return ()
-
-
-def _check_clip(clip: Clip | Gate | None, axes: set[Axis]) -> None:
-    match clip:
-        case Clip():
-            assert clip.outer in axes, "a clip by an axis that is not around it"
-        case Gate():
-            used = {v for b in clip.bounds for v, _ in b.index.terms}
-            assert used <= axes, "a gate by what is not an axis around it"
-
-
-def _check_body(body: tuple[Stmt, ...], axes: set[Axis], known: set[Local], buffers: set[Buffer], vector: bool) -> None:
-    known = set(known)
-    seen: set[int] = set()
-    for s in body:
-        match s:
-            case Loop():
-                assert s.axis not in axes, f"axis {s.axis.name} is looped over twice"
-                assert not (vector and s.mode == "vector"), "a vector loop inside a vector loop"
-                _check_clip(s.clip, axes)
-                inner = axes | {s.axis}
-                _check_body(s.body, inner, known, buffers, vector or s.mode == "vector")
-                there = known | {d.local for d in s.body if isinstance(d, Define)}
-                there |= {f.local for d in s.body if isinstance(d, Loop) for f in d.folds}
-                for f in s.folds:
-                    _check_expr(f.value, inner, there, buffers, set())
-                    assert f.local.dtype == f.value.dtype, f"fold {f.local.name}: {f.local.dtype} of {f.value.dtype}"
-                known |= {f.local for f in s.folds}
-            case Define():
-                _check_expr(s.value, axes, known, buffers, seen)
-                assert s.local.dtype == s.value.dtype, f"{s.local.name}: {s.local.dtype} of {s.value.dtype}"
-                known.add(s.local)
-            case Store():
-                assert s.buffer in buffers, f"{s.buffer.name} is not the program's"
-                _check_index(s.index, axes, known)
-                _check_expr(s.value, axes, known, buffers, seen)
-                assert s.value.dtype == dtypes.compute(s.buffer.dtype), f"{s.buffer.name}: store of {s.value.dtype}"
-            case Contract():
-                assert not vector, "a contraction inside a vector loop"
-                assert s.tile.space in ("tile", "block")
-                assert 1 <= len(s.loops) <= 3
-                assert {s.a, s.b, s.tile} <= set(buffers)
-                _check_index(s.a_index, axes, known)
-                _check_index(s.tile_index, axes, known)
-                _check_index(s.b_index, axes, known)
-            case Transpose():
-                assert not vector, "a transpose inside a vector loop"
-                assert {s.to, s.source} <= set(buffers)
-                assert s.to is not s.source, f"{s.to.name} is transposed into itself"
-                assert s.to.dtype == s.source.dtype, f"{s.to.name}: transpose of {s.source.dtype}"
-                assert all(c is None or c.outer in axes for c in (s.row_clip, s.column_clip)), "a clip by another axis"
-                _check_index(s.to_index, axes, known)
-                _check_index(s.index, axes, known)
-            case Prefetch():
-                assert s.buffer in buffers, f"{s.buffer.name} is not the program's"
-                _check_index(s.index, axes, known)
-
-
-def _check_index(i: Index, axes: set[Axis], known: set[Local]) -> None:
-    for v, _ in i.terms:
-        assert v in axes or v in known, f"index uses {v.name}, which is not in scope"
-        assert isinstance(v, Axis) or (isinstance(v, Local) and dtypes.is_integer(v.dtype)), f"index by {v.name}"
-
-
-def _check_expr(e: Expr, axes: set[Axis], known: set[Local], buffers: set[Buffer], seen: set[int]) -> None:
-    """Expressions shared within a body are looked at once."""
-    if id(e) in seen:
-        return
-    seen.add(id(e))
-    match e:
-        case Read():
-            assert e.buffer in buffers, f"{e.buffer.name} is not the program's"
-            _check_index(e.index, axes, known)
-        case Use():
-            assert e.local in known, f"{e.local.name} is used before it is defined"
-        case Position():
-            _check_index(e.index, axes, known)
-        case Guarded():
-            for b in e.bounds:
-                _check_index(b.index, axes, known)
-            assert e.otherwise.dtype == e.value.dtype
-        case Apply():
-            assert PRIMITIVES[e.prim].kind == "elementwise", e.prim
-        case Lookup():
-            assert len(e.table) == 256
-            assert e.dtype.itemsize == e.at.dtype.itemsize == 1, f"a table of {e.dtype} by {e.at.dtype}"
-    for c in children(e):
-        _check_expr(c, axes, known, buffers, seen)
-
-
-# ------------------------------------------------------------------ text
-
-
-def render(program: Program) -> str:
-    """The stable text form. Names are made unique in order of appearance."""
-    printer = _Printer(_shared(program))
-    head = ", ".join(f"{printer.name(b)}: {b.dtype.name}[{b.size}]" for b in program.buffers)
-    lines = [f"program {program.name}({head})"]
-    lines += [f"  tile {printer.name(b)}: {b.dtype.name}[{b.size}]" for b in program.tiles]
-    for phase in program.phases:
-        axes = ", ".join(f"{printer.name(a)} < {a.extent}" for a in phase.axes)
-        lines.append(f"  parallel ({axes}) grain {phase.grain}")
-        lines += printer.body(phase.body, 2)
-    return "\n".join(lines) + "\n"
-
-
-LONG = 160
-"""Characters from which an expression is not written out a second time: shared ones would grow without end."""
-
-
-def _shared(program: Program) -> set[int]:
-    seen: set[int] = set()
-    again: set[int] = set()
-    stack = [e for p in program.phases for s in walk(p.body) for e in expressions(s)]
-    while stack:
-        e = stack.pop()
-        if id(e) in seen:
-            again.add(id(e))
-        else:
-            seen.add(id(e))
-            stack.extend(children(e))
-    return again
-
-
-class _Printer:
-    def __init__(self, shared: set[int]) -> None:
-        self.names: dict[object, str] = {}
-        self.used: dict[str, int] = {}
-        self.written: dict[int, str] = {}
-        self.shared = shared  # ids of expressions that occur more than once
-
-    def name(self, x: Variable | Buffer) -> str:
-        if x not in self.names:
-            n = self.used.get(x.name, 0)
-            self.used[x.name] = n + 1
-            self.names[x] = x.name if n == 0 else f"{x.name}'{n}"
-        return self.names[x]
-
-    def body(self, body: tuple[Stmt, ...], depth: int) -> list[str]:
-        lines: list[str] = []
-        pad = "  " * depth
-        for s in body:
-            match s:
-                case Loop():
-                    word = "vector" if s.mode == "vector" else "for"
-                    times = f" x{s.unroll}" if s.unroll > 1 else ""
-                    lines.append(f"{pad}{word}{times} {self.name(s.axis)} < {self.extent(s.axis, s.clip)}")
-                    lines += self.body(s.body, depth + 1)
-                    for f in s.folds:
-                        lines.append(f"{pad}  {self.name(f.local)} {f.op}= {self.expr(f.value)}")
-                case Define():
-                    lines.append(f"{pad}{self.name(s.local)} = {self.expr(s.value)}")
-                case Store():
-                    lines.append(f"{pad}{self.name(s.buffer)}[{self.index(s.index)}] := {self.expr(s.value)}")
-                case Contract():
-                    loops = ", ".join(f"{k.extent}:{k.a_stride}:{k.b_stride}" for k in s.loops)
-                    lines.append(
-                        f"{pad}{self.name(s.tile)}[{self.corner(s)}{s.rows}, {s.vectors}*W] := "
-                        f"{self.name(s.a)}[{self.index(s.a_index)} + {s.a_row}*row] . "
-                        f"{self.name(s.b)}[{self.index(s.b_index)} + lane] over {loops}"
-                    )
-                case Transpose():
-                    sizes = f"{self.extent(s.rows, s.row_clip)}, {self.extent(s.columns, s.column_clip)}"
-                    lines.append(
-                        f"{pad}{self.name(s.to)}[{self.index(s.to_index)} + {s.to_step}*row + column] := "
-                        f"{self.name(s.source)}[{self.index(s.index)} + {s.step}*column + row] over {sizes}"
-                    )
-                case Prefetch():
-                    lines.append(f"{pad}prefetch {self.name(s.buffer)}[{self.index(s.index)}]")
-        return lines
-
-    def corner(self, s: Contract) -> str:
-        return "" if s.tile_row is None else f"{self.index(s.tile_index)} + {s.tile_row}*row; "
-
-    def extent(self, axis: Axis, clip: Clip | Gate | None) -> str:
-        match clip:
-            case Clip():
-                return f"min({clip.block}, {clip.limit} - {clip.block}*{self.name(clip.outer)})"
-            case Gate():
-                tests = ", ".join(f"0 <= {self.index(b.index)} < {b.limit}" for b in clip.bounds)
-                return f"{axis.extent} {'unless' if clip.without else 'if'} {tests}"
-            case _:
-                return f"{axis.extent}"
-
-    def index(self, i: Index) -> str:
-        parts = [f"{self.name(v)}" if c == 1 else f"({c})*{self.name(v)}" for v, c in i.terms]
-        if i.offset != 0 or not parts:
-            parts.append(str(i.offset))
-        return " + ".join(parts)
-
-    def expr(self, e: Expr) -> str:
-        """A long expression that comes again is written once, with a number by which it goes from then on."""
-        if id(e) in self.written:
-            return self.written[id(e)]
-        text = self._expr(e)
-        if id(e) in self.shared and len(text) > LONG:
-            self.written[id(e)] = f"#{len(self.written)}"
-            return f"{text} as #{len(self.written) - 1}"
-        return text
-
-    def _expr(self, e: Expr) -> str:
-        match e:
-            case Literal():
-                return f"{e.value}"
-            case Read():
-                return f"{self.name(e.buffer)}[{self.index(e.index)}]"
-            case Use():
-                return self.name(e.local)
-            case Position():
-                return f"<{self.index(e.index)}>"
-            case Apply():
-                kind = f".{(e.rounded or e.dtype).name}" if e.prim in ("cast", "bitcast") else ""
-                return f"{e.prim}{kind}({', '.join(self.expr(a) for a in e.args)})"
-            case Lookup():
-                return f"{e.dtype.name}[{bytes(e.table).hex()}][{self.expr(e.at)}]"
-            case Guarded():
-                bounds = ", ".join(f"0 <= {self.index(b.index)} < {b.limit}" for b in e.bounds)
-                return f"({self.expr(e.value)} if {bounds} else {e.otherwise.value})"

@@ -179,7 +179,7 @@ def _stream(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     """The graph of primitives, simplified; the kernels, groups and placements; the loop programs, equal ones once."""
     from stitch import importer, target, text
-    from stitch.codegen import kernels, loops
+    from stitch.codegen import kernels, loop_text
     from stitch.simplify import simplify
     from stitch.stitching import schedule
     from stitch.stitching.stitch import stitch
@@ -200,7 +200,7 @@ def _show(args: argparse.Namespace) -> None:
     users: dict[str, list[str]] = {}
     for k in stitched.kernels:
         if k.opaque is None or k.opaque.prim != "host":
-            users.setdefault(loops.render(kernels.lower(k, flow, machine).program), []).append(k.name)
+            users.setdefault(loop_text.render(kernels.lower(k, flow, machine).program), []).append(k.name)
     for program, names in users.items():
         print(f"{', '.join(names)}:\n{program}")
 

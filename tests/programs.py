@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from stitch import dims, dtypes
 from stitch.access import Axis, Bound, Index, index
+from stitch.codegen.loop_rules import check
 from stitch.codegen.loops import (
     Apply,
     Buffer,
@@ -356,7 +357,7 @@ def cases(draw: Callable[..., Any]) -> Case:
         phases.append(b.phase())
     buffers = (*b.inputs, *b.outputs)
     program = Program("random", buffers, tuple(b.tiles), tuple(phases), ("m", "n"))
-    program.check()
+    check(program)
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     arrays = {x: data(x.dtype, dims.evaluate(x.size, b.env), rng) for x in b.inputs}
     arrays |= {x: np.zeros(dims.evaluate(x.size, b.env), x.dtype) for x in b.outputs}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.ablation import SETTINGS, count, symbols
 from stitch import api, dims, dtypes, knobs
-from stitch.codegen import kernels, loops
+from stitch.codegen import kernels, loop_text
 from stitch.errors import InvalidKnob
 from stitch.evaluate import evaluate
 from stitch.graph import Builder, Graph
@@ -47,7 +47,7 @@ def programs(graph: Graph, setting: str) -> list[str]:
     stitched = cut(graph, setting)
     flow = Flow(stitched.graph, {v for k in stitched.kernels for n in k.nodes for v in n.outputs})
     with knobs.using(**SETTINGS[setting]):
-        return [loops.render(kernels.lower(k, flow, pipeline.host()).program) for k in stitched.kernels]
+        return [loop_text.render(kernels.lower(k, flow, pipeline.host()).program) for k in stitched.kernels]
 
 
 # ------------------------------------------------------------------ answers

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stitch import target as targets
-from stitch.codegen import kernels, loops
+from stitch.codegen import kernels, loop_text
 from stitch.graph import Value
 from stitch.stitching import schedule
 from stitch.stitching.schedule import Stitched
@@ -32,7 +32,7 @@ def programs(stitched: Stitched, target: Target) -> str:
     for k in stitched.kernels:
         low = kernels.lower(k, flow, target)
         given = ", ".join(p.name if isinstance(p, Value) else f"packed {p.value.name}" for p in low.parameters)
-        parts.append(f"{k.name} ({given})\n{loops.render(low.program)}")
+        parts.append(f"{k.name} ({given})\n{loop_text.render(low.program)}")
     return "\n".join(parts)
 
 

@@ -109,6 +109,8 @@ TABLE = """
 
     stitch.codegen
     stitch.codegen.loops
+    stitch.codegen.loop_rules
+    stitch.codegen.loop_text
     stitch.codegen.sums
     stitch.codegen.polynomials
     stitch.codegen.tables

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from stitch import dims, dtypes, target
 from stitch.access import Axis, Bound, Index, index
-from stitch.codegen import interp, llvm, loops, machine
+from stitch.codegen import interp, llvm, loop_text, loops, machine
 from stitch.codegen.emit_rules import lanes_of
+from stitch.codegen.loop_rules import check
 from stitch.codegen.loops import (
     Apply,
     Buffer,
@@ -69,7 +70,7 @@ class Compiled:
     """A program in memory, ready to run on flat arrays."""
 
     def __init__(self, program: Program, on: Target, level: machine.Level = 1) -> None:
-        program.check()
+        check(program)
         self.program = program
         self.code = llvm.emit(program, on)
         builder = binding.JITLibraryBuilder().add_current_process()
@@ -103,7 +104,7 @@ def agree(program: Program, arrays: Mapping[Buffer, Array], env: Mapping[str, in
         wrong = np.flatnonzero(~same(mine[b], theirs[b]))
         if wrong.size:
             k = wrong[:4]
-            pytest.fail(f"{b.name}{list(k)} is {mine[b][k]}, not {theirs[b][k]}; {env}\n{loops.render(program)}")
+            pytest.fail(f"{b.name}{list(k)} is {mine[b][k]}, not {theirs[b][k]}; {env}\n{loop_text.render(program)}")
     return mine
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from stitch import dims
 from stitch.codegen import kernels
-from stitch.codegen.loops import Gate, Loop, Program, render, walk
+from stitch.codegen.loop_text import render
+from stitch.codegen.loops import Gate, Loop, Program, walk
 from stitch.codegen.windows import POINTS
 from stitch.dtypes import FLOAT32
 from stitch.evaluate import evaluate

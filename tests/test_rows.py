@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from stitch import dims, target
 from stitch.access import Axis, index, of
 from stitch.codegen import abreast, kernels, narrowing
+from stitch.codegen.loop_rules import check
 from stitch.codegen.loops import (
     Apply,
     Buffer,
@@ -282,7 +283,7 @@ def test_lookups_run_as_the_interpreter_says(mode: Any, beside: bool) -> None:
     found = Lookup(table, Read(x, of(i)), UINT8)
     stores = [Store(y, of(i), found), Store(z, of(i), Apply("cast", (found,), FLOAT32))][: 1 + beside]
     program = Program("t", (x, y, z), (), (Phase((), (Loop(i, tuple(stores), (), mode, None, 4),)),))
-    program.check()
+    check(program)
     arrays: dict[Buffer, Array] = {x: rng.integers(-128, 128, 777).astype(np.int8), y: np.zeros(777, np.uint8)}
     arrays[z] = np.zeros(777, np.float32)
     out = agree(program, arrays, {}, HOST)
