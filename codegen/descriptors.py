@@ -1,6 +1,6 @@
 """What the phases of a loop program do, in numbers: the descriptors from which `stitch.cost` predicts their time.
 
-    describe(program, sizes, target, near)        one `Work` for each phase
+    describe(phase, sizes, target, near, same)        a `Work`, and what the phase touches
 
 Numbers, not expressions: symbols have the values that `sizes` gives. Counted are executions of vector instructions by
 kind, as code generation will emit them: an expression runs as often as the innermost loop that it depends on, so what
@@ -10,13 +10,14 @@ is invariant is counted outside; of a loop with lanes each vector counts, the la
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from stitch import dims
 from stitch.access import Index, Variable
-from stitch.codegen.kernels import buffers
 from stitch.codegen.loops import (
     Apply,
     Buffer,
@@ -32,14 +33,13 @@ from stitch.codegen.loops import (
     Phase,
     Position,
     Prefetch,
-    Program,
     Read,
     Stmt,
     Store,
     Transpose,
     Use,
 )
-from stitch.codegen.traffic import Access, Around, Nest, Traffic
+from stitch.codegen.traffic import Access, Around, Near, Nest, Traffic
 from stitch.cost import Work
 from stitch.dims import Dim
 from stitch.ops.primitives import PRIMITIVES
@@ -61,24 +61,46 @@ LATENCY = 4
 """Cycles of a multiply-add: so many accumulators are needed to issue one each cycle."""
 
 
+@dataclass(frozen=True)
+class Touch:
+    """What a phase leaves in the caches: a share of a buffer, from some element on."""
+
+    buffer: Buffer
+    place: float
+    share: float
+
+
 def describe(
-    program: Program, sizes: Mapping[str, int], target: Target, near: Mapping[Buffer, float]
-) -> tuple[Work, ...]:
-    """The work of each phase. `near`: for a parameter, the bytes that were touched since it was last; a parameter that
-    is not in it is taken to be in no cache."""
-    touched = dict(near)
-    found = []
-    for phase in program.phases:
-        found.append(_phase(phase, sizes, target, touched))
-        here = buffers(phase)
-        for b in program.buffers:
-            touched[b] = 0.0 if b in here else touched.get(b, math.inf) + found[-1].touched
-    return tuple(found)
+    phase: Phase, sizes: Mapping[str, int], target: Target, near: Near, same: Mapping[Buffer, Buffer]
+) -> tuple[Work, tuple[Touch, ...]]:
+    """The work of a phase, and what it touches. `same`: parameters that take the place of another one."""
+    c = _Counter(sizes, target, same)
+    around = tuple(Around(a, c.extent(a.extent)) for a in phase.axes)
+    node = root = Nest(Around(None, 1.0))
+    for a in around:
+        node.below.append(inner := Nest(a))
+        node = inner
+    c.body(phase.body, around, node)
+    size = {a.buffer: c.extent(a.buffer.size) * a.buffer.dtype.itemsize for a, _ in root.walk()}
+    traffic = Traffic(root, size, near, c.lanes)
+    brought = [traffic.beyond(float(target.l1_bytes))]
+    for capacity in (target.l2_bytes, max(target.l3_bytes // RIM, target.l2_bytes), target.l3_bytes):
+        beyond = traffic.beyond(float(capacity)) if capacity else brought[-1]  # a cache that is not there
+        brought.append(min(beyond, brought[-1], key=lambda moved: moved.bytes))  # and a larger one never brings more
+    second, far, rim = (a - b for a, b in itertools.pairwise(brought))
+    memory = brought[-1]
+    work = Work(
+        tasks=math.prod(a.steps for a in around), grain=max(c.number(phase.grain), 1.0), touched=traffic.touched,
+        near=second.bytes, far=far.bytes, rim=rim.bytes, memory=memory.bytes,
+        far_loose=far.loose, rim_loose=rim.loose, memory_loose=memory.loose,
+        **{name: c.counts[name] for name in Work.COUNTS},
+    )  # fmt: skip
+    return work, tuple(Touch(a.buffer, a.place, traffic.share(a)) for a, _ in root.walk())
 
 
 class _Counter:
-    def __init__(self, sizes: Mapping[str, int], target: Target) -> None:
-        self.sizes, self.target = sizes, target
+    def __init__(self, sizes: Mapping[str, int], target: Target, same: Mapping[Buffer, Buffer]) -> None:
+        self.sizes, self.target, self.same = sizes, target, same
         self.lanes = target.vector_bits // 32
         self.counts: defaultdict[str, float] = defaultdict(float)
         self.deps: dict[Local, frozenset[Variable]] = {}
@@ -242,7 +264,8 @@ class _Counter:
     ) -> None:  # fmt: skip
         steps = tuple((a, abs(self.number(c))) for a, c in self.moving(index))
         wide = [(float(self.lanes), step) for v, step in steps for a in around if a.lanes and a.axis is v]
-        node.accesses.append(Access(buffer, steps, tuple((n, step) for n, step in (*spans, *wide) if n > 1 and step)))
+        own = tuple((n, step) for n, step in (*spans, *wide) if n > 1 and step)
+        node.accesses.append(Access(self.same.get(buffer, buffer), self.number(index.offset), steps, own))
 
     def moving(self, index: Index) -> Iterable[tuple[Variable, Dim]]:
         """The axes that move an index, and by how much; where an index is loaded, far."""
@@ -292,24 +315,3 @@ def _is_product(e: Expr) -> bool:
 
 def _times(around: Sequence[Around]) -> float:
     return math.prod(a.steps * a.share for a in around)
-
-
-def _phase(phase: Phase, sizes: Mapping[str, int], target: Target, near: Mapping[Buffer, float]) -> Work:
-    c = _Counter(sizes, target)
-    around = tuple(Around(a, c.extent(a.extent)) for a in phase.axes)
-    node = root = Nest(Around(None, 1.0))
-    for a in around:
-        node.below.append(inner := Nest(a))
-        node = inner
-    c.body(phase.body, around, node)
-    size = {a.buffer: c.extent(a.buffer.size) * a.buffer.dtype.itemsize for a, _ in root.walk()}
-    traffic = Traffic(root, size, near, c.lanes)
-    brought = [math.inf]
-    for capacity in (target.l1_bytes, target.l2_bytes, max(target.l3_bytes // RIM, target.l2_bytes), target.l3_bytes):
-        beyond = traffic.beyond(float(capacity)) if capacity else brought[-1]  # a cache that is not there lets all pass
-        brought.append(min(beyond, brought[-1]))  # and a larger one never brings more
-    return Work(
-        tasks=math.prod(a.steps for a in around), grain=max(c.number(phase.grain), 1.0), touched=traffic.touched,
-        near=brought[1] - brought[2], far=brought[2] - brought[3], rim=brought[3] - brought[4], memory=brought[4],
-        **{name: c.counts[name] for name in Work.COUNTS},
-    )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from stitch import dims
 from stitch.codegen import arena, descriptors
 from stitch.codegen.kernels import Lowered
 from stitch.codegen.loops import Buffer
+from stitch.codegen.traffic import Access
 from stitch.cost import Work
 from stitch.graph import Value
 from stitch.target import Target
@@ -22,29 +24,58 @@ from stitch.target import Target
 PAGE = 4096
 """Bytes of the arena that are looked at together, at least."""
 
+WHOLE = 0.9
+"""The share of a buffer from which an access is one to all of it."""
+
 PAGES = 1 << 20
 """And at most so many pages, however large a model's sizes are."""
 
 
 def sequence(
-    kernels: Sequence[Lowered], sizes: Mapping[str, int], target: Target, results: Collection[Value], reused: bool
+    kernels: Sequence[Lowered],
+    sizes: Mapping[str, int],
+    target: Target,
+    results: Collection[Value],
+    reused: bool,
+    away: float = 0.0,
 ) -> list[tuple[Work, ...]]:
     """The work of each phase of each kernel, if they run again and again. The `results` are in memory of their own, the
-    same each time if it is `reused`."""
+    same each time if it is `reused`. `away`: bytes that others touch between two runs."""
     memory = _Memory(kernels, sizes, set(results), reused)
     found: list[tuple[Work, ...]] = []
     for again in (False, True):
-        memory.start()
+        memory.start(away)
         for low in kernels:
-            given = list(zip(low.program.buffers, low.parameters, strict=True))
-            near = {buffer: memory.distance(parameter) for buffer, parameter in given}
-            works = descriptors.describe(low.program, sizes, target, near)
+            works = _kernel(low, sizes, target, memory)
             if again:
                 found.append(works)
-            most = sum(w.touched for w in works)  # of a table of words only some rows are
-            for buffer, parameter in given:
-                memory.touch(parameter, min(_bytes(buffer, sizes), most))
     return found
+
+
+def _kernel(low: Lowered, sizes: Mapping[str, int], target: Target, memory: _Memory) -> tuple[Work, ...]:
+    given: dict[Buffer, object] = dict(zip(low.program.buffers, low.parameters, strict=True))
+    same = {b: a for a, p in given.items() for b, q in given.items() if memory.replaced.get(q) is p}
+
+    def near(access: Access, share: float) -> float:
+        return memory.distance(given[access.buffer], access.place, share)
+
+    works = []
+    for phase in low.program.phases:
+        work, touched = descriptors.describe(phase, sizes, target, near, same)
+        for t in touched:
+            if t.buffer in given:
+                memory.touch(given[t.buffer], t.place, t.share)
+        memory.clock += work.touched  # who goes over it again in the same order finds what is so far away
+        works.append(work)
+    return tuple(works)
+
+
+@dataclass
+class _Parts:
+    """Of a parameter that is touched piece by piece: when it was before, and where the pieces begin."""
+
+    before: float
+    places: set[float] = field(default_factory=set)
 
 
 class _Memory:
@@ -57,27 +88,40 @@ class _Memory:
         self.pages = {v: slice(start // page, -(-ends[v] // page)) for v, start in starts.items()}
         self.touched_at = np.full(max((p.stop for p in self.pages.values()), default=0), -math.inf)
         self.last: dict[object, float] = {}
+        self.parts: dict[object, _Parts] = {}
         self.clock = 0.0
         self.results, self.reused = results, reused
+        self.replaced: dict[object, Value] = dict(plan.replaced.items())
 
-    def start(self) -> None:
+    def start(self, away: float) -> None:
         """Another run begins."""
+        self.clock += away
+        self.parts.clear()
         if not self.reused:
             for v in self.results:
                 self.last.pop(v, None)
 
-    def distance(self, parameter: object) -> float:
-        """Bytes that were touched since it was; infinite for what is new."""
-        if isinstance(parameter, Value) and parameter in self.pages:
-            return self.clock - float(self.touched_at[self.pages[parameter]].mean())
-        return self.clock - self.last.get(parameter, -math.inf)
+    def distance(self, parameter: object, place: float, share: float) -> float:
+        """Bytes that were touched since that share of it was; infinite for what is new."""
+        parts = self.parts.get(parameter)
+        if share < WHOLE and parts is not None and place not in parts.places:
+            return self.clock - parts.before
+        return self.clock - self.when(parameter)
 
-    def touch(self, parameter: object, size: float) -> None:
-        self.clock += size
+    def when(self, parameter: object) -> float:
+        """The time when it was touched last, or its pages were."""
+        if isinstance(parameter, Value) and parameter in self.pages:
+            return float(self.touched_at[self.pages[parameter]].mean())
+        return self.last.get(parameter, -math.inf)
+
+    def touch(self, parameter: object, place: float, share: float) -> None:
+        """Some of it is touched now."""
+        if share < WHOLE:
+            if parameter not in self.parts:
+                self.parts[parameter] = _Parts(self.when(parameter))
+            self.parts[parameter].places.add(place)
+        else:
+            self.parts.pop(parameter, None)
         if isinstance(parameter, Value) and parameter in self.pages:
             self.touched_at[self.pages[parameter]] = self.clock
         self.last[parameter] = self.clock
-
-
-def _bytes(buffer: Buffer, sizes: Mapping[str, int]) -> float:
-    return max(float(dims.evaluate(buffer.size, sizes)), 0.0) * buffer.dtype.itemsize

@@ -51,6 +51,9 @@ class Work:
     far: float
     rim: float
     memory: float
+    far_loose: float = 0.0  # of those bytes, what comes in pieces too short to be fetched ahead
+    rim_loose: float = 0.0
+    memory_loose: float = 0.0
     fused: float = 0.0  # multiply-adds of contractions, in cycles
     tile_stores: float = 0.0  # vectors that leave a register tile
     tiles: float = 0.0  # register tiles
@@ -68,7 +71,9 @@ class Work:
         "fused", "tile_stores", "tiles", "simple", "dear", "scalars", "loads", "stores", "gathers", "turned", "loops",
         "folds",
     )  # fmt: skip
-    BYTES: ClassVar[tuple[str, ...]] = ("near", "far", "rim", "memory")
+    BYTES: ClassVar[tuple[str, ...]] = (
+        "near", "far", "far_loose", "rim", "rim_loose", "memory_loose", "memory",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Rates:
         }  # fmt: skip
         return Rates(
             tuple(each[name] * cycle for name in Work.COUNTS),
-            (cycle / 48, cycle / 24, cycle / 12, 1 / 15e9), 200 * cycle, 3e-6, 2.0,
+            (cycle / 48, cycle / 24, cycle / 24, cycle / 12, cycle / 12, 1 / 30e9, 1 / 20e9), 200 * cycle, 3e-6, 2.0,
         )  # fmt: skip
 
     def compute(self, work: Work) -> float:

@@ -21,7 +21,7 @@ from stitch import compiler
 from stitch.codegen import assemble, machine
 from stitch.codegen.kernels import Lowered
 from stitch.codegen.sequence import sequence
-from stitch.cost import Work
+from stitch.cost import LINE, Work
 from stitch.graph import Graph
 from stitch.plan import Artifact
 from stitch.runtime.executable import Executable
@@ -81,16 +81,18 @@ class Probe:
         """Those in native code."""
         return [k for k in self.stitched.kernels if k.name in self.lowered]
 
-    def measure(self, arrays: Sequence[Array], seconds: float, outputs: bool = False) -> list[float]:
+    def measure(self, arrays: Sequence[Array], seconds: float, outputs: bool = False, away: int = 0) -> list[float]:
         """The seconds of each phase of each kernel, in the order of `kernels`. `outputs`: into the same memory each
-        time, as in a loop that reuses it, instead of new arrays."""
+        time, as in a loop that reuses it, instead of new arrays. `away`: bytes that are read between two runs."""
         inputs = list(arrays)
         results = self.executable.run(inputs)
         own = results if outputs else None
+        others = np.ones(away, np.uint8)  # zeros may all be one page
         rows: list[Array] = []
         walls: list[float] = []
         begin, first = time.perf_counter(), time.perf_counter_ns()
         while len(rows) < LEAST or time.perf_counter() - begin < seconds:
+            others[::LINE].sum()
             start = time.perf_counter()
             self.executable.run(inputs, own)
             walls.append(time.perf_counter() - start)
@@ -103,16 +105,16 @@ class Probe:
         self.wall, self.runs = min(walls), len(rows)
         return [float(s) for k, s in enumerate(spent) if k not in between]
 
-    def describe(self, arrays: Sequence[Array], outputs: bool = False) -> list[tuple[Work, ...]]:
+    def describe(self, arrays: Sequence[Array], outputs: bool = False, away: int = 0) -> list[tuple[Work, ...]]:
         """The work of each phase of each kernel, as `measure` with the same arguments finds it."""
-        return works(self.stitched, self.lowered, self.sizes(arrays), self.target, reused=outputs)
+        return works(self.stitched, self.lowered, self.sizes(arrays), self.target, outputs, away)
 
-    def samples(self, arrays: Sequence[Array], seconds: float, outputs: bool = False) -> list[Sample]:
+    def samples(self, arrays: Sequence[Array], seconds: float, outputs: bool = False, away: int = 0) -> list[Sample]:
         """Both together."""
-        spent = iter(self.measure(arrays, seconds, outputs))
+        spent = iter(self.measure(arrays, seconds, outputs, away))
         found = [
             Sample(k, n, work, next(spent))
-            for k, phases in zip(self.kernels, self.describe(arrays, outputs), strict=True)
+            for k, phases in zip(self.kernels, self.describe(arrays, outputs, away), strict=True)
             for n, work in enumerate(phases)
         ]
         assert next(spent, None) is None, "calls and kernels do not match"
@@ -120,12 +122,17 @@ class Probe:
 
 
 def works(
-    stitched: Stitched, lowered: Mapping[str, Lowered], sizes: Mapping[str, int], target: Target, reused: bool = False
+    stitched: Stitched,
+    lowered: Mapping[str, Lowered],
+    sizes: Mapping[str, int],
+    target: Target,
+    reused: bool = False,
+    away: float = 0.0,
 ) -> list[tuple[Work, ...]]:
     """What each native kernel's phases do for these sizes, in a model that runs again and again. `reused`: results are
-    written to the same memory each time."""
+    written to the same memory each time. `away`: bytes that others touch between two runs."""
     kernels = [lowered[k.name] for k in stitched.kernels if k.name in lowered]
-    return sequence(kernels, sizes, target, stitched.graph.outputs, reused)
+    return sequence(kernels, sizes, target, stitched.graph.outputs, reused, away)
 
 
 def family(kernel: Kernel) -> str:

@@ -102,6 +102,46 @@ def test_what_a_kernel_leaves_is_near_the_next() -> None:
     assert all(w.memory == 0 for w in found), "two megabytes of weights are in the third cache from the last run"
 
 
+def test_a_result_in_the_place_of_an_operand_is_touched_once() -> None:
+    """relu(x w) w': the relu of a kernel of its own writes where it reads."""
+    b = Builder()
+    x = b.input("x", F32, (256, 1024))
+    first = b.contract(x, b.const(weights(1024, 1024)), [0, 1], [1, 2], [0, 2])
+    rows = b.mul(first, b.unary("rsqrt", b.reduce("reduce_sum", b.mul(first, first), [1], True)))
+    y = b.contract(rows, b.const(weights(1024, 1024)), [0, 1], [1, 2], [0, 2])
+    found = [w for w in works(b.finish({"y": y}), {}) if not w.fused]
+    assert sum(w.touched for w in found) == pytest.approx(2 * 256 * 1024 * 4, rel=0.1), "of three"
+
+
+def test_what_comes_in_short_pieces_is_loose() -> None:
+    b = Builder()
+    x = b.input("x", F32, (8192, 4096))
+    (work,) = works(b.finish({"y": b.transpose(b.mul(x, 2.0), (1, 0))}), {})
+    assert work.memory_loose > 0.9 * work.memory
+    (work,) = works(elementwise(8192, 4096), {})
+    assert work.memory_loose < 0.5 * work.memory
+
+
+def away(graph: Graph, size: float) -> list[Work]:
+    """The work if others touch so many bytes between two runs."""
+    stitched = compiler.cut(graph, AVX512)
+    lowered = assemble.lower(stitched, AVX512)
+    return [w for phases in measure.works(stitched, lowered, {}, AVX512, reused=True, away=size) for w in phases]
+
+
+def test_parts_of_a_result_are_touched_each() -> None:
+    """concat([x[:, 128:384], x], 1): each is written to columns of its own."""
+    b = Builder()
+    x = b.input("x", F32, (500, 384))
+    found = away(b.finish({"y": b.concat([b.slice(x, [0, 128], [500, 256]), x], 1)}), 1e9)
+    assert sum(w.memory for w in found) == pytest.approx((2 * 384 + 256) * 500 * 4, rel=0.2)
+
+
+def test_what_others_touch_between_runs_is_in_the_way() -> None:
+    found = [away(elementwise(64, 1024), size)[0].memory for size in (0, 1e6, 1e9)]
+    assert found == [0, 0, 2 * 64 * 1024 * 4]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(hand_graphs.GRAPHS)), st.integers(1, 300), st.sampled_from([AVX512, AVX2]))
 def test_descriptors_of_any_graph_are_sane(name: str, n: int, target: targets.Target) -> None:

@@ -49,7 +49,8 @@ def samples(network: Network, target: Target, threads: int = 1) -> list[Sample]:
     found: list[Sample] = []
     for shape in network.shapes:
         x = random.standard_normal(shape, np.float32)
-        found += probe.samples([x], SECONDS, outputs=True)
+        for share in network.away:
+            found += probe.samples([x], SECONDS / len(network.away), outputs=True, away=int(share * target.l3_bytes))
     return found
 
 

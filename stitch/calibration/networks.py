@@ -18,14 +18,19 @@ from stitch.ops.convolution import Taps, channels_last, convolve
 
 N = dims.symbol("n")
 
+AWAY = (0.0, 0.1, 0.6, 3.0)
+"""So much of the last cache is used by others, where what a kernel reads and writes is to be found anywhere."""
+
 
 @dataclass(frozen=True)
 class Network:
-    """A graph and the shapes of x that it is measured with."""
+    """A graph and the shapes of x that it is measured with. `away`: what others touch between two runs, in sizes of
+    the last cache."""
 
     name: str
     graph: Graph
     shapes: tuple[tuple[int, ...], ...]
+    away: tuple[float, ...] = (0.0,)
 
 
 class _Layers:
@@ -160,21 +165,28 @@ def transformer(width: int, heads: int, tokens: Dim, plain: bool, words: int = 0
     return (net.linear(net.norm(y), words) if words else net.norm(y)), net
 
 
+WIDTH = 384
+
+
 def rows(kind: int) -> tuple[dict[str, Value], _Layers]:
     """Chains that begin and end in memory, with little arithmetic and with much, along rows, columns and neither."""
     net = _Layers(f"rows {kind}")
     b = net.b
-    x = b.input("x", dtypes.FLOAT32, (N, 384 if kind % 2 else dims.symbol("s")))
-    fixed = isinstance(x.shape[1], int)
-    found = {
-        0: [b.mul(x, 0.125), net.softmax(x, 0)],
-        1: [net.norm(x), net.softmax(x)] if fixed else [],
-        2: [b.unary("tanh", b.mul(x, x)), b.transpose(b.mul(x, 2.0), (1, 0))],
-        3: [net.gelu(net.norm(x)), b.concat([x, b.mul(x, -1.0)], 1)] if fixed else [],
-        4: [net.softmax(x), b.reduce("reduce_sum", x, [0])],
-        5: [net.rms(x), b.add(x, net.weight(384)), b.transpose(b.reshape(x, (N, 6, 64)), (1, 0, 2))] if fixed else [],
-    }[kind]
-    return {f"y{k}": y for k, y in enumerate(found)}, net
+    wide = kind not in (0, 2, 4)
+    x = b.input("x", dtypes.FLOAT32, (N, WIDTH if wide else dims.symbol("s")))
+    heads = [b.reshape(x, (N, WIDTH // n, n)) for n in (64, 24)] if wide else []
+    half = b.slice(x, [0, 128], [N, 256]) if wide else x
+    found: list[Callable[[], list[Value]]] = [
+        lambda: [b.mul(x, 0.125), net.softmax(x, 0)],
+        lambda: [net.norm(x), net.softmax(x)],
+        lambda: [b.unary("tanh", b.mul(x, x)), b.transpose(b.mul(x, 2.0), (1, 0))],
+        lambda: [net.gelu(net.norm(x)), b.concat([x, b.mul(x, -1.0)], 1)],
+        lambda: [net.softmax(x, 0), b.reduce("reduce_sum", x, [0])],
+        lambda: [net.rms(x), b.add(x, net.weight(WIDTH)), b.transpose(heads[0], (1, 0, 2))],
+        lambda: [b.transpose(heads[0], (1, 2, 0)), b.transpose(b.mul(heads[1], 2.0), (1, 0, 2)), b.max(x, 0.0)],
+        lambda: [b.concat([half, x], 1), b.transpose(b.mul(heads[1], 2.0), (1, 2, 0)), b.max(half, 0.0)],
+    ]
+    return {f"y{k}": y for k, y in enumerate(found[kind]())}, net
 
 
 def images(channels: int, size: int) -> Made:
@@ -200,10 +212,10 @@ def all_networks() -> Iterator[Network]:
         y, net = parts
         return Network(net.b.name, net.b.finish({"y": y}), shapes)
 
-    for kind in range(6):
+    for kind in range(8):
         outputs, net = rows(kind)
-        wide = [(200, 384), (3000, 384)] if kind % 2 else [(150, 500), (1500, 1100), (90, 40)]
-        yield Network(net.b.name, net.b.finish(outputs), tuple(wide))
+        tall = ((1500, 1100), (150, 500), (90, 40)) if kind in (0, 2, 4) else ((3000, WIDTH), (200, WIDTH), (60, WIDTH))
+        yield Network(net.b.name, net.b.finish(outputs), tall, AWAY)
 
     yield made(residual((48, 96, 192), 160, 7), (1, 3, 160, 160), (2, 3, 160, 160))
     yield made(residual((64, 160, 320), 128, 3), (1, 3, 128, 128))
