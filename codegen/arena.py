@@ -82,10 +82,9 @@ def _lifetimes(step: Sequence[Lowered], is_local: Callable[[Value], bool]) -> li
     for low in step:
         given = _values(low)
         for phase in low.program.phases:
-            stored = stored_in(phase.body)
-            for b in buffers(phase):
-                v = given.get(b)
-                if v is None or not is_local(v):
+            stored, touched = stored_in(phase.body), buffers(phase)
+            for b, v in given.items():  # in their order, which is that of every process
+                if b not in touched or not is_local(v):
                     continue
                 if v in found:
                     found[v] = replace(found[v], last=now)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stitch import access, dims, dtypes
+from stitch import access, compiler, dims, dtypes
+from stitch import target as targets
 from stitch.access import Axis
-from stitch.codegen import arena, inplace, interp, kernels
+from stitch.codegen import arena, assemble, inplace, interp, kernels
 from stitch.codegen.arena import Lifetime, Memory
 from stitch.codegen.loops import (
     Apply,
@@ -43,6 +44,7 @@ from tests.graphs import Case, graphs
 from tests.test_random_graphs import TINY, examples, schemes_and_budgets
 
 F32 = dtypes.FLOAT32
+AVX512 = targets.NAMES["avx512"]
 N, M = dims.symbol("n"), dims.symbol("m")
 
 # ------------------------------------------------------------------ the proof, on loops written by hand
@@ -327,3 +329,26 @@ def test_a_place_that_only_several_values_together_show_is_found() -> None:
         for x, y in itertools.combinations(lives, 2):
             if x.first <= y.last and y.first <= x.last:
                 assert spans[x][1] <= spans[y][0] or spans[y][1] <= spans[x][0]
+
+
+def test_places_do_not_depend_on_where_objects_are() -> None:
+    """The least and the most of all elements have partial results of one name, born and dying together."""
+
+    def places() -> tuple[object, ...]:
+        b = Builder()
+        x = b.input("x", F32, (1 << 18,))
+        span = b.sub(b.reduce("reduce_max", x, [0]), b.reduce("reduce_min", x, [0]))
+        stitched = compiler.cut(b.finish({"y": b.div(x, span)}), AVX512)
+        texts: list[str] = []
+
+        def emit(text: str) -> bytes:
+            texts.append(text)
+            return b""
+
+        assemble.assemble(stitched, AVX512, emit, {})
+        return tuple(texts)
+
+    kept = []
+    for _ in range(12):
+        kept.append((places(), [object() for _ in range(99)]))  # what is kept moves what comes after
+    assert len({texts for texts, _ in kept}) == 1
