@@ -55,6 +55,10 @@ def test_clusters_never_form_a_cycle(case: Case, memory_bound: bool, epilogues: 
         done |= home
         seen += members
     assert len(seen) == len(set(seen)) == len([n for n in graph.nodes if flow.is_computed(n)])
+    for k, members in found.members.items():
+        makers = {flow.producer.get(e.value) for n in members for e in flow.reads(n)}
+        assert found.before[k] == {found.of[p] for p in makers if p in found.of} - {k}
+        assert all(k in found.after[j] for j in found.before[k])
     # It says of any two, in either order, whether they could be one more: whether there is no way round.
     for a, b in itertools.combinations(sorted(found.members)[:8], 2):
         assert (
@@ -185,6 +189,22 @@ def test_an_epilogue_reads_the_tile() -> None:
                 if phase.contraction is not None:
                     assert kernel.placements[phase.contraction.node.output] == "tile"
                     assert len({n.prim for n in kernel.nodes}) > 1
+
+
+def test_what_a_reader_makes_of_what_it_gets_anyway_is_not_stored() -> None:
+    """h = x w + r is stored, and read by a norm behind that is a kernel of its own: its squares are not."""
+    b = Builder()
+    x, r = (b.input(name, dtypes.FLOAT32, (N, 64)) for name in "xr")
+    weight = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+    h = b.add(b.contract(x, b.const(weight), [0, 1], [1, 2], [0, 2]), r)
+    scale = b.unary("rsqrt", b.mean(b.mul(h, h), [1], True))
+    other = b.contract(b.mul(h, scale), b.const(weight), [0, 1], [1, 2], [0, 2])
+    graph = materialise(simplify(b.finish({"y": b.add(other, h)})))
+    flow = Flow(graph, graph.outputs)
+    found = clusters.grow(flow)
+    first = next(n for n in graph.nodes if n.prim == "contract")
+    home = found.members[found.of[first]]
+    assert [n.prim for n in home] == ["contract", "add"]
 
 
 def test_a_concat_is_written_in_pieces() -> None:

@@ -75,6 +75,26 @@ class Clusters:
         self.after[a].discard(b)
         return a
 
+    def release(self, node: Node) -> None:
+        """Takes a node that no other one of its cluster reads out of it."""
+        home, own = self.of[node], self.order[node]
+        self.members[home].remove(node)
+        self.members[own], self.of[node] = [node], own
+        for j in self.before[home]:
+            self.after[j].discard(home)
+        for j in self.after[home]:
+            self.before[j].discard(home)
+        self.before[own], self.after[own] = set(), set()
+        for k in (home, own):
+            nodes = self.members[k]
+            makers = (self.flow.producer.get(e.value) for n in nodes for e in self.flow.reads(n))
+            self.before[k] = {self.of[p] for p in makers if p is not None and p in self.order} - {k}
+            self.after[k] = {self.of[u] for n in nodes for v in n.outputs for u in self.users.get(v, ())} - {k}
+            for j in self.before[k]:
+                self.after[j].add(k)
+            for j in self.after[k]:
+                self.before[j].add(k)
+
     def sorted(self) -> list[list[Node]]:
         """The clusters in an order in which they can run, each with its nodes in graph order."""
         done: set[int] = set()
@@ -107,6 +127,7 @@ def grow(
     if epilogues:
         for n in heavy_nodes:
             _absorb(clusters, n)
+            _shed(clusters, n)
     around = Surroundings(flow, lambda m: clusters.members[clusters.of[m]], clusters.users, clusters.order)
     for n in heavy_nodes:
         pair = around.pair(n)
@@ -158,6 +179,32 @@ def _absorb(clusters: Clusters, contract: Node) -> None:
                 break
         else:
             return
+
+
+def _shed(clusters: Clusters, contract: Node) -> None:
+    """Leaves to its readers what they can make of one operand that they get anyway.
+
+    Before: h and h * h are stored, and read by the norm behind; after: only h is."""
+    flow, home = clusters.flow, clusters.of[contract]
+
+    def away(v: Value) -> list[Node]:
+        return [u for u in clusters.users.get(v, ()) if clusters.of[u] != home]
+
+    found = True
+    while found:
+        found = False
+        for n in [m for m in clusters.members[home] if m is not contract]:
+            readers = clusters.users.get(n.output, ())
+            if n.output in flow.graph.outputs or not readers or len(away(n.output)) < len(readers):
+                continue
+            if any(
+                u.prim == "contract" or PRIMITIVES[u.prim].kind not in ("elementwise", "reduction") for u in readers
+            ):
+                continue
+            large = {e.value for e in flow.reads(n) if e.value.size == n.output.size}
+            if len(large) == 1 and all(v in flow.graph.outputs or away(v) for v in large):
+                clusters.release(n)
+                found = True
 
 
 def _one_to_one(flow: Flow, node: Node, inside: Iterable[Value], result: Value) -> bool:
