@@ -41,6 +41,9 @@ _PIECE = 4 << 20
 Pack: TypeAlias = Callable[[Array, Array], None]
 """Writes a constant's elements, the first argument, in some order to the second, which is flat."""
 
+Tables: TypeAlias = Mapping[str, Sequence[tuple[int, ...]]]
+"""By kernel, for each of its phases: how a team of unlike members shares it out (`entry.PhaseCall.table`)."""
+
 
 @dataclass
 class _Blob:
@@ -92,9 +95,11 @@ def assemble(
     compile: Callable[[str], bytes],
     report: Mapping[str, Any],
     lowered: Mapping[str, Lowered] | None = None,
+    tables: Tables | None = None,
 ) -> plan.Artifact:
-    """The artifact. `compile` turns LLVM text into an object; `lowered` is what `lower` gives, if that is known."""
-    return _Assembly(stitched, target, lowered).artifact(compile, report)
+    """The artifact. `compile` turns LLVM text into an object; `lowered` is what `lower` gives, if that is known.
+    `tables`: see `Tables`; None: a team of equal members."""
+    return _Assembly(stitched, target, lowered, tables).artifact(compile, report)
 
 
 def lower(stitched: Stitched, target: Target) -> dict[str, Lowered]:
@@ -110,8 +115,12 @@ def _flow(stitched: Stitched) -> Flow:
 
 
 class _Assembly:
-    def __init__(self, stitched: Stitched, target: Target, lowered: Mapping[str, Lowered] | None = None) -> None:
+    def __init__(
+        self, stitched: Stitched, target: Target, lowered: Mapping[str, Lowered] | None = None,
+        tables: Tables | None = None,
+    ) -> None:  # fmt: skip
         self.stitched = stitched
+        self.tables = tables or {}
         self.graph: Graph = stitched.graph
         self.target = target
         self.flow = _flow(stitched)
@@ -250,8 +259,10 @@ class _Assembly:
             except NotImplementedError as problem:
                 raise _unsupported(k, str(problem)) from None
             scratch = dims.dim_max(scratch, code.scratch)
+            tables = self.tables.get(k.name, [()] * len(code.functions))
             phases = tuple(
-                PhaseCall(f, p.tasks, p.grain) for f, p in zip(code.functions, low.program.phases, strict=True)
+                PhaseCall(f, p.tasks, p.grain, table)
+                for f, p, table in zip(code.functions, low.program.phases, tables, strict=True)
             )
             places = tuple(self._locate(p, memory.offsets) for p in low.parameters)
             calls.append(KernelCall(phases, places, low.program.symbols))

@@ -21,6 +21,7 @@ from stitch.bundle import Bundle, Made, shapes_follow, whole
 from stitch.errors import StitchError
 from stitch.plan import Artifact
 from stitch.runtime import affinity, cpu
+from stitch.runtime.affinity import Cpus
 from stitch.runtime.device import Run
 from stitch.runtime.executable import Executable
 from stitch.runtime.stage import Arrays, Stage
@@ -29,6 +30,9 @@ from stitch.runtime.threads import Team
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+Helpers = Sequence[Collection[int]]
+"""Sets of CPUs that a stage shares some of its work out to."""
 
 
 class Pipeline:
@@ -87,9 +91,13 @@ class Pipeline:
         self.close()
 
 
-def load(bundle: Bundle, places: Sequence[Collection[int] | None], threads: Sequence[int] | None = None) -> Pipeline:
+def load(
+    bundle: Bundle, places: Sequence[Collection[int] | None], threads: Sequence[int] | None = None,
+    helpers: Sequence[Helpers] = (),
+) -> Pipeline:  # fmt: skip
     """A pipeline on this machine's processor: part k runs on the CPUs `places[k]` (None: anywhere), with `threads[k]`
-    threads; by default, as many as CPUs.
+    threads; by default, as many as CPUs. A part with `helpers` has a team of a thread for each CPU of its own, then of
+    each helper's, which stay there; its code says what they do.
 
     Raises ResourceError for CPUs that cannot be had."""
     if len(places) != len(bundle.parts):
@@ -98,7 +106,11 @@ def load(bundle: Bundle, places: Sequence[Collection[int] | None], threads: Sequ
     stages, teams = [], []
     for k, (artifact, sources, cpus) in enumerate(zip(bundle.parts, bundle.sources, sets, strict=True)):
         size = threads[k] if threads is not None else len(cpus) if cpus is not None else None
-        team = cpu.own_team(size) if size is not None else None
+        members: list[Cpus] = []
+        if k < len(helpers) and helpers[k] and cpus is not None:
+            members = [some for some in (cpus, *map(affinity.checked, helpers[k])) for _ in some]
+            size = len(members)
+        team = cpu.own_team(size, members) if size is not None else None
         teams += [team] if team is not None else []
         run = Executable(artifact, size, team=team).run
         stages.append(Stage(f"stage {k}", run, sources, cpus, shapes_follow(artifact)))

@@ -18,7 +18,7 @@ import numpy as np
 
 from stitch import __version__, cost, detection, knobs
 from stitch import target as targets
-from stitch.decision import Objective
+from stitch.decision import Assignment, Objective
 from stitch.delegated import DelegatedModel
 from stitch.delegated import compile as compile_delegated
 from stitch.devices import listed, parse_all
@@ -147,12 +147,12 @@ def _on(
     given = (key, [str(d) for d in cores], objective, sorted((sizes or {}).items()), repr(rates), repr(board))
     name = hashlib.sha256(repr(given).encode()).hexdigest() if key else ""
 
-    def assign(stitched: Stitched) -> tuple[Sequence[int], Mapping[str, str]]:
+    def assign(stitched: Stitched) -> Assignment:
         from stitch import placed
 
         wanted = placed.sizes_of(stitched, sizes or {})
-        decision = placed.decide(stitched, machine, cores, board, objective, wanted, rates)
-        return decision.assignment, {"placement": decision.to_json()}
+        decision, tables = placed.place(stitched, machine, cores, board, objective, wanted, rates)
+        return Assignment(decision.assignment, {"placement": decision.to_json()}, tables)
 
     return PlacedModel(in_parts(model, machine, shapes, assign, store, name))
 

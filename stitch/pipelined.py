@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stitch.bundle import Bundle, whole
-from stitch.decision import Decision
+from stitch.decision import Assignment, Decision
 from stitch.model import RunnableModel
 from stitch.plan import Artifact
 from stitch.runtime.cache import Cache
 from stitch.runtime.device import Null
-from stitch.runtime.pipeline import Pipeline, load, single
+from stitch.runtime.pipeline import Helpers, Pipeline, load, single
 
 if TYPE_CHECKING:
     from stitch.explain import Explanation
@@ -33,13 +33,15 @@ Places = Sequence["Collection[int] | None"]
 
 
 class PipelinedModel(RunnableModel):
-    """Part k of `bundle` runs on the CPUs `places[k]`, with as many threads. Raises ResourceError for CPUs that cannot
-    be had."""
+    """Part k of `bundle` runs on the CPUs `places[k]`, with as many threads, and on those of its `helpers`. Raises
+    ResourceError for CPUs that cannot be had."""
 
-    def __init__(self, bundle: Bundle, places: Places, threads: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, places: Places, threads: Sequence[int] | None = None, helpers: Sequence[Helpers] = ()
+    ) -> None:
         super().__init__(bundle.inputs, bundle.outputs)
         self.bundle = bundle
-        self.pipeline = load(bundle, places, threads)
+        self.pipeline = load(bundle, places, threads, helpers)
 
     def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The named outputs (None: all) for arrays by input name. One item is not faster than on one set of CPUs: the
@@ -71,7 +73,7 @@ def compile(
     `key`, of all that the kernels depend on, and `named`, which has to tell one `assign` from another, find the bundle
     in `store`; without a key, nothing is kept."""
     name = hashlib.sha256(repr((key, len(places), named)).encode()).hexdigest() if key and store is not None else ""
-    bundle = in_parts(model, target, shapes, lambda s: (assign(s), {}), store, name)
+    bundle = in_parts(model, target, shapes, lambda s: Assignment(assign(s)), store, name)
     if len(bundle.parts) < len(places):
         places = places[: len(bundle.parts)]
     return PipelinedModel(bundle, places)
@@ -79,7 +81,7 @@ def compile(
 
 def in_parts(
     model: Any, target: Target, shapes: Mapping[str, Sequence[int | str | None]] | None,
-    assign: Callable[[Stitched], tuple[Sequence[int], Mapping[str, str]]], store: Cache | None, name: str,
+    assign: Callable[[Stitched], Assignment], store: Cache | None, name: str,
 ) -> Bundle:  # fmt: skip
     """The model in parts, from `store` if it is there under this name; "": nothing is kept."""
     bundle = store.load_bundle(name) if name and store is not None else None
@@ -97,7 +99,8 @@ class PlacedModel(PipelinedModel):
 
     def __init__(self, bundle: Bundle) -> None:
         self.decision = Decision.of_json(bundle.report["placement"])
-        super().__init__(bundle, [s.cpus for s in self.decision.stages])
+        stages = self.decision.stages
+        super().__init__(bundle, [s.cpus for s in stages], helpers=[s.helpers for s in stages])
 
     def explain(self) -> Decision:
         """The stages, what they are predicted to take, the bottleneck, and what else there was."""

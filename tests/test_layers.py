@@ -39,6 +39,7 @@ TABLE = """
     stitch.placement.latency
     stitch.placement.memory
     stitch.placement.split
+    stitch.placement.sharing
     stitch.simulate
     stitch.simulate.events
     stitch.simulate.gantt
@@ -152,6 +153,7 @@ TABLE = """
 
     stitch.runtime
     stitch.runtime.memory
+    stitch.runtime.shares
     stitch.runtime.team
     stitch.runtime.threads
     stitch.runtime.device
@@ -177,6 +179,7 @@ TABLE = """
     stitch.calibration.networks
     stitch.calibration
     stitch.calibration.command
+    stitch.shared
     stitch.placed
     stitch.pipelined
     stitch.delegation
