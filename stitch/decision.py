@@ -59,7 +59,7 @@ class Assignment:
 class Decision:
     """`seconds`: from an input to its result for latency, between two results for throughput. `exact`: no other
     placement is better, if the predictions are right. `alternatives`: what else there was, in the same seconds.
-    `devices`: what `phases`, those of stages with helpers, have pieces on."""
+    `devices`: what `phases`, those of stages with helpers, have pieces on. `idle`: those that have nothing to do."""
 
     objective: Objective
     stages: tuple[Stage, ...]
@@ -71,6 +71,7 @@ class Decision:
     fitted: bool
     devices: tuple[str, ...] = ()
     phases: tuple[Phase, ...] = ()
+    idle: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -85,7 +86,7 @@ class Decision:
         found["phases"] = tuple(
             Phase(**{**p, "pieces": tuple(p["pieces"]), "alone": tuple(p["alone"])}) for p in found["phases"]
         )
-        found["devices"] = tuple(found["devices"])
+        found["devices"], found["idle"] = tuple(found["devices"]), tuple(found["idle"])
         found["assignment"] = tuple(found["assignment"])
         found["alternatives"] = tuple((name, seconds) for name, seconds in found["alternatives"])
         return Decision(**found)
@@ -102,6 +103,7 @@ class Decision:
             mark = "  the bottleneck" if self.objective == "throughput" and s.seconds == slowest else ""
             runs = f"{s.first} to {s.last}, {s.kernels} kernels"
             lines.append(f"  stage {k}  {s.device:<{width}} {runs}  {1e3 * s.seconds:.4g} ms{mark}")
+        lines += [f"  nothing     {', '.join(self.idle)}"] if self.idle else []
         lines += self._phases()
         what = "between two results" if self.objective == "throughput" else "from input to result"
         proof = "no placement has less" if self.exact else "there may be a better one"

@@ -18,8 +18,10 @@ import numpy as np
 
 from stitch.bundle import Bundle, whole
 from stitch.decision import Assignment, Decision
+from stitch.errors import InputError
 from stitch.model import RunnableModel
-from stitch.plan import Artifact
+from stitch.plan import Artifact, np_dtype
+from stitch.runtime.binding import Bound, check_memory
 from stitch.runtime.cache import Cache
 from stitch.runtime.device import Null
 from stitch.runtime.pipeline import Helpers, Pipeline, load, single
@@ -43,11 +45,31 @@ class PipelinedModel(RunnableModel):
         self.bundle = bundle
         self.pipeline = load(bundle, places, threads, helpers)
 
-    def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The named outputs (None: all) for arrays by input name. One item is not faster than on one set of CPUs: the
-        stages run one after the other. Raises InputError."""
-        results = self.pipeline.run(self._in_order(feeds))
+    def run(
+        self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray],
+        outputs: Sequence[np.ndarray | None] | None = None,
+    ) -> list[np.ndarray]:  # fmt: skip
+        """The named outputs (None: all) for arrays by input name. The stages run one after the other.
+
+        `outputs`: arrays to write to, in the order of the model's outputs, None for those to be made; they must not
+        overlap an input. Raises InputError."""
+        results = self.pipeline.run(self._in_order(feeds), outputs)
         return results if output_names is None else [results[self._position(name)] for name in output_names]
+
+    def bind(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[np.ndarray | None] | None = None) -> Bound:
+        """A call without arguments, for those who run the same arrays again and again: it reads what is in the inputs
+        at that time, writes the same outputs each time, and returns them. Those that are not given are made by the
+        first call; where shapes depend on more than the inputs' shapes, by each.
+
+        Raises InputError, for an input that would have to be copied here, for shapes that do not fit by the call."""
+        given = self._in_order(feeds)
+        own = list(outputs) if outputs is not None else [None] * len(self.bundle.outputs)
+        if len(own) != len(self.bundle.outputs):
+            raise InputError(None, f"{len(own)} outputs are given, but the model has {len(self.bundle.outputs)}")
+        dtypes = [np_dtype(port.dtype) for port in self.bundle.inputs]
+        arrays = [np.require(a, dtype, ["C", "A"]) for a, dtype in zip(given, dtypes, strict=True)]
+        check_memory(self.bundle, given, arrays, own)
+        return self.pipeline.bind(arrays, own)
 
     def explain(self) -> Any:
         """What was stitched, why, what was not, why not, and how much memory it takes."""

@@ -9,6 +9,7 @@ Times are those of `stitch.cost`. The algorithms are in `stitch.placement`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 
@@ -55,7 +56,8 @@ def place(
     work = [next(described) if k.name in lowered else () for k in stitched.kernels]
     cuts = [0, *borders(stitched), len(stitched.kernels)]
     pieces = [range(a, b) for a, b in pairwise(cuts) if b > a]
-    own = [rates.slower(_slowness(d, board)) for d in devices]
+    awake = [rates.slower(_slowness(d, board)) for d in devices]
+    own = [r.slower(1 / d.share) for r, d in zip(awake, devices, strict=True)]
     problem = _problem(stitched, pieces, work, devices, board, sizes, own)
     alternatives = _alone(problem, devices)
     team = Team()
@@ -69,8 +71,8 @@ def place(
         if len(devices) > 1:
             alternatives.append(("no operator shared by devices", latency.place(problem).seconds))
             named = {k.name: w for k, w in zip(stitched.kernels, work, strict=True) if w}
-            lead = sharing.leader(problem.items)
-            team = Team.of(lowered, named, problem.devices, _hops(problem, devices), own, sizes, lead)
+            lead, given = sharing.leader(problem.items), [d.share for d in devices]
+            team = Team.of(lowered, named, problem.devices, _hops(problem, devices), awake, given, sizes, lead)
             saved = [sum(team.saved(stitched.kernels[k].name) for k in piece) for piece in pieces]
             problem = sharing.help_out(problem, lead, saved)
         placement = latency.place(problem)
@@ -78,10 +80,10 @@ def place(
         seconds, exact = placement.seconds, placement.exact
         times = tuple(sum(problem.items[k].seconds[d][n - 1] for k in at) for d, n, at in runs)
     if len(devices) > 1:
-        cores = sum(d.cores for d in devices)
-        total = sum(_seconds(w, k, rates, cores, sizes) for w, k in zip(work, stitched.kernels, strict=True))
-        if_equal = "" if all(r == own[0] for r in own) else ", if none were slower than the fastest"
-        alternatives.append((f"one team on all {cores} cores{if_equal}", total))
+        cores, given_all = sum(d.cores for d in devices), math.prod(d.share for d in devices)
+        slowest = max(awake, key=lambda r: r.dispatch)
+        total = sum(_seconds(w, k, slowest, cores, sizes) for w, k in zip(work, stitched.kernels, strict=True))
+        alternatives.append((f"one team on all {cores} cores, in equal shares", total / given_all))
     insides = [[k for p in at for k in pieces[p]] for _, _, at in runs]
     assignment = [0] * len(stitched.kernels)
     for number, inside in enumerate(insides):
@@ -100,9 +102,11 @@ def place(
         if helpers:
             tables |= team.tables(names, [len(c.cpus) if h in (d, *helpers) else 0 for h, c in enumerate(devices)])
             phases += team.phases(names)
+    busy = {cpu for s in stages for cpus in (s.cpus, *s.helpers) for cpu in cpus}
+    idle = tuple(str(d) for d in devices if busy.isdisjoint(d.cpus))
     decision = Decision(
         objective, tuple(stages), tuple(assignment), seconds, exact, tuple(alternatives), dict(sizes), rates.fitted,
-        tuple(map(str, devices)), tuple(phases),
+        tuple(map(str, devices)), tuple(phases), idle,
     )  # fmt: skip
     return decision, tables
 
@@ -158,8 +162,9 @@ def _cluster(device: Device) -> Cluster:
 
 
 def _slowness(device: Device, board: Board) -> float:
+    """Of its cores, while it has them."""
     fastest = max(c.capacity for c in board.clusters)
-    return fastest / min(c.capacity for c in device.clusters) / device.share
+    return fastest / min(c.capacity for c in device.clusters)
 
 
 def _seconds(work: Sequence[Work], kernel: Kernel, rates: Rates, cores: int, sizes: Mapping[str, int]) -> float:

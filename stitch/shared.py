@@ -36,14 +36,17 @@ class Team:
     @staticmethod
     def of(
         lowered: Mapping[str, Lowered], work: Mapping[str, Sequence[Work]], devices: Sequence[Device],
-        links: Sequence[Sequence[Link]], rates: Sequence[Rates], sizes: Mapping[str, int], lead: int,
+        links: Sequence[Sequence[Link]], rates: Sequence[Rates], given: Sequence[float], sizes: Mapping[str, int],
+        lead: int,
     ) -> Team:  # fmt: skip
-        """`work` of each kernel's phases; `links` as `sharing.share` takes them; `rates` of each device."""
+        """`work` of each kernel's phases; `links` as `sharing.share` takes them; `rates` of each device, and the part
+        of its time that it is `given`."""
         cores = [d.cores for d in devices]
         found = {}
         for name, phases in work.items():
             of = [
-                divisible(w, way(p, sizes), rates, cores) for w, p in zip(phases, _phases(lowered, name), strict=True)
+                divisible(w, way(p, sizes), rates, cores, given)
+                for w, p in zip(phases, _phases(lowered, name), strict=True)
             ]
             found[name] = [(d, sharing.share(d, devices, links, lead)) for d in of]
         return Team(lead, found)
@@ -92,15 +95,19 @@ def way(phase: Phase, sizes: Mapping[str, int]) -> Way:
     return "columns" if columns and not rows else "rows"
 
 
-def divisible(work: Work, way: Way, rates: Sequence[Rates], cores: Sequence[int]) -> Divisible:
-    """A phase for the placement. `rates` and numbers of `cores` are those of each device."""
+def divisible(
+    work: Work, way: Way, rates: Sequence[Rates], cores: Sequence[int], given: Sequence[float] = ()
+) -> Divisible:
+    """A phase for the placement. `rates` and numbers of `cores` are those of each device, `given`: of its time."""
+    parts = given or [1.0] * len(cores)
     return Divisible(
         pieces=math.floor(min(work.tasks // max(work.grain, 1.0), work.tasks)),
-        alone=tuple(r.seconds(work, n) for r, n in zip(rates, cores, strict=True)),
+        alone=tuple(r.slower(1 / part).seconds(work, n) for r, n, part in zip(rates, cores, parts, strict=True)),
         core=tuple(r.core(work, sum(cores)) for r in rates),
         fixed=max(r.dispatch + r.wake for r in rates),
         bytes=math.ceil(work.touched),
         way=way,
+        given=tuple(parts),
     )
 
 

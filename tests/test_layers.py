@@ -184,8 +184,10 @@ TABLE = """
     stitch.pipelined
     stitch.delegation
     stitch.delegated
+    stitch.trial
     stitch.api
     stitch.backend
+    stitch.simulate.team
     stitch.simulate.command
     stitch.cli_stream
     stitch.cli

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -31,9 +33,10 @@ two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="one CPU only")
 AVX512 = targets.parse("avx512")
 CORES = tuple((k,) for k in range(4))
 ONE_CACHE = Board("one", str(AVX512), (Cluster("p", CORES),))
-TWO_CACHES = Board(
-    "two", str(AVX512), (Cluster("p", CORES[:2]), Cluster("q", CORES[2:], 512)), (Link("p", "q", 5e-6, 1e9),)
+UNLIKE = Board(
+    "unlike", str(AVX512), (Cluster("p", CORES[:2]), Cluster("q", CORES[2:], 410)), (Link("p", "q", 0.0, math.inf),)
 )
+TWO_CACHES = Board("two", str(AVX512), (Cluster("p", CORES[:2]), Cluster("q", CORES[2:])), (Link("p", "q", 5e-6, 1e9),))
 
 
 def network() -> onnx.ModelProto:
@@ -80,27 +83,44 @@ def test_what_is_cut() -> None:
     assert found == {"Conv": "rows", "MatMul": "columns"}
 
 
-@pytest.mark.parametrize("devices", [["cpu:0", "cpu:1"], ["cpu:0", "cpu:1@0.4"], ["cpu:0-1", "cpu:2-3"]], ids=str)
-def test_explain(devices: list[str], update_golden: bool) -> None:
-    name = "_".join(d.replace(":", "").replace("@", "_at_") for d in devices)
-    text = f"{decided(devices)}\n"
+@pytest.mark.parametrize(
+    ("name", "devices", "board"),
+    [
+        ("equal", ["cpu:0", "cpu:1"], ONE_CACHE),
+        ("unlike", ["cpu:0-1", "cpu:2-3"], UNLIKE),
+        ("stopped", ["cpu:0", "cpu:1@0.8", "cpu:2@0.4"], ONE_CACHE),
+    ],
+)
+def test_explain(name: str, devices: list[str], board: Board, update_golden: bool) -> None:
+    text = f"{decided(devices, board)}\n"
     test_golden.compare(test_golden.FOLDER / f"explain_shared_{name}.txt", text, update_golden)
 
 
 def test_a_slower_core_gets_less_of_each_phase() -> None:
-    equal, slow = decided(["cpu:0", "cpu:1"]), decided(["cpu:0", "cpu:1@0.4"])
+    equal, slow = decided(["cpu:0", "cpu:1"]), decided(["cpu:0", "cpu:2"], UNLIKE)
     for a, b in zip(equal.phases, slow.phases, strict=True):
         if a.shared and b.shared:
             assert b.pieces[1] / sum(b.pieces) < a.pieces[1] / sum(a.pieces)
         assert b.seconds >= a.seconds
     alone = dict(slow.alternatives)
-    assert slow.seconds < alone["everything on cpu:0"] < alone["everything on cpu:1@0.4"]
+    assert slow.seconds < alone["everything on cpu:0"] < alone["everything on cpu:2"]
+    assert slow.seconds < alone["one team on all 2 cores, in equal shares"]
+
+
+def test_a_core_that_is_stopped_most_of_the_time_is_no_help() -> None:
+    decision = decided(["cpu:0", "cpu:1@0.4"])
+    assert (decision.phases, [s.cpus for s in decision.stages]) == ((), [(0,)])
+    text = str(decision)
+    assert "one team on all 2 cores, in equal shares" in text
+    assert decision.idle == ("cpu:1@0.4",)
+    assert "nothing     cpu:1@0.4" in text
+    assert decision.seconds == dict(decision.alternatives)["everything on cpu:0"]
 
 
 def test_the_fastest_leads_whatever_its_place() -> None:
-    decision = decided(["cpu:0@0.4", "cpu:1"])
-    assert decision.devices == ("cpu:0@0.4", "cpu:1")
-    assert [s.cpus for s in decision.stages if s.helpers] == [(1,)]
+    decision = decided(["cpu:2", "cpu:0"], UNLIKE)
+    assert decision.devices == ("cpu:2", "cpu:0")
+    assert [s.cpus for s in decision.stages if s.helpers] == [(0,)]
     assert all(p.pieces[1] for p in decision.phases)
 
 
@@ -130,7 +150,7 @@ def test_throughput_shares_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "devices", [["cpu:0", "cpu:1"], ["cpu:0-1", "cpu:2-3"], ["cpu:0", "cpu:1", "cpu:2@0.5"]], ids=str
+    "devices", [["cpu:0", "cpu:1"], ["cpu:0-1", "cpu:2-3"], ["cpu:0", "cpu:1", "cpu:2@0.97"]], ids=str
 )
 def test_tables_deal_what_was_decided(devices: list[str]) -> None:
     stitched = compiler.cut(importer.load(network()), AVX512)
@@ -161,7 +181,7 @@ def test_a_team_without_kernels_does_nothing() -> None:
 
 
 def test_a_decision_with_helpers_survives_as_text() -> None:
-    decision = decided(["cpu:0", "cpu:1@0.4"])
+    decision = decided(["cpu:0", "cpu:2"], UNLIKE)
     assert decision.phases
     assert Decision.of_json(decision.to_json()) == decision
 
@@ -169,14 +189,20 @@ def test_a_decision_with_helpers_survives_as_text() -> None:
 # ------------------------------------------------------------------ on this machine
 
 
+def unlike(capacities: tuple[int, int]) -> Board:
+    """This machine, as if its first two CPUs were of these capacities and had one cache."""
+    clusters = tuple(Cluster(f"c{k}", ((CPUS[k],),), c) for k, c in enumerate(capacities))
+    return Board("here", str(AVX512), clusters, (Link("c0", "c1", 0.0, math.inf),))
+
+
 @two_cpus
 @settings(max_examples=12)
-@given(st.floats(0.2, 1.0), st.booleans(), st.sampled_from([1, 2, 5]), st.integers(8, 40))
-def test_the_same_bits_as_on_one_core(share: float, second: bool, n: int, h: int) -> None:
-    """Placed for one size, run at others, by whichever set is the faster."""
-    shares = [1.0, share] if second else [share, 1.0]
-    devices = [f"cpu:{c}@{s:.3f}" for c, s in zip(CPUS, shares, strict=False)]
-    model = stitch.optimize(network(), devices=devices, sizes=SIZES, cache=False)
+@given(st.integers(300, 1024), st.booleans(), st.sampled_from([1, 2, 5]), st.integers(8, 40))
+def test_the_same_bits_as_on_one_core(capacity: int, second: bool, n: int, h: int) -> None:
+    """Placed for one size, run at others, led by whichever set is the faster."""
+    board = unlike((1024, capacity) if second else (capacity, 1024))
+    with mock.patch("stitch.detection.detect", return_value=board):
+        model = stitch.optimize(network(), devices=[f"cpu:{c}" for c in CPUS[:2]], sizes=SIZES, cache=False)
     assert isinstance(model, PlacedModel)
     assert any(s.helpers for s in model.explain().stages)
     plain = stitch.optimize(network(), threads=1, cache=False)

@@ -105,6 +105,19 @@ def test_few_pieces_stay_with_the_cores_that_are_fast() -> None:
     assert share(Divisible(32, (0.25, 0.5), (1.0, 2.0)), devices, (), 0).pieces == (24, 8)
 
 
+def test_who_is_stopped_keeps_the_others_waiting() -> None:
+    """With half of its time, a core is no slower core: it computes as fast, then nothing for a while."""
+    mostly = share(Divisible(80, (1.0, 1 / 0.9), (1.0, 1.0), given=(1.0, 0.9)), TWO, (), 0)
+    assert mostly.pieces == (4, 4)
+    assert mostly.seconds == pytest.approx(0.5 / 0.9)
+    assert not share(Divisible(80, (1.0, 2.0), (1.0, 1.0), given=(1.0, 0.5)), TWO, (), 0).shared
+    both = share(Divisible(80, (1 / 0.9, 1 / 0.9), (1.0, 1.0), given=(0.9, 0.9)), TWO, (), 0)
+    assert both.seconds == pytest.approx(0.5 / 0.81)
+    three = [*TWO, Device("third")]
+    some = share(Divisible(80, (1.0, 2.5, 1.0), (1.0, 1.0, 1.0), given=(1.0, 0.4, 1.0)), three, (), 0)
+    assert (some.pieces, some.seconds) == ((4, 0, 4), 0.5)
+
+
 def test_what_another_cache_reads_is_sent() -> None:
     links = [[Link(), Link(0.0, 100.0)], [Link(0.0, 100.0), Link()]]
     rows = Divisible(80, (1.0, 1.0), (1.0, 1.0), bytes=60)

@@ -5,8 +5,12 @@ all sets in proportion to what they can do. Which, and to whom how many, is deci
 `stitch.placement.split`. To the placement for latency, the leader is a device that runs some items faster than it
 could alone (`help_out`), so that it still weighs a team against each set by itself, transfers included.
 
-Between sets that share a cache, handing out and waiting are all that sharing costs. Of the others' sets, what they read
-counts as sent by the leader each time, which is the most it can be.
+Between sets that share a cache, handing out and waiting are all that sharing costs. Of the others' sets, what they
+read counts as sent by the leader each time, which is the most it can be.
+
+A device that is slow gets fewer pieces. One that gets only a part of its time is another matter: it is as fast as any,
+and then stopped for longer than an operator takes, while all others wait for the piece that it has. So it gets as many
+pieces as others, and what it has a hand in takes longer by the inverse of that part; nearly always, it is left out.
 """
 
 from __future__ import annotations
@@ -35,7 +39,8 @@ class Divisible:
     alone    seconds on each device, with all its cores, if it has it to itself
     core     seconds of all pieces on one core of each device, while all others are at work as well
     fixed    seconds for beginning, handing out and waiting, if it is shared
-    bytes    that it reads"""
+    bytes    that it reads
+    given    the part of its time that each device gets, if it is not all; `alone` knows it already, `core` does not"""
 
     pieces: int
     alone: tuple[float, ...]
@@ -43,6 +48,7 @@ class Divisible:
     fixed: float = 0.0
     bytes: int = 0
     way: Way = "rows"
+    given: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,22 +67,35 @@ def share(operator: Divisible, devices: Sequence[Device], links: Sequence[Sequen
     """The fastest way to run an operator under a leader, alone or with others. `links` as in `Problem`, free between
     sets that share a cache; none: all do."""
     best = Share(operator.alone[lead], tuple(int(d == lead) for d in range(len(devices))))
-    for most in PIECES:
-        count = min(operator.pieces, most * sum(d.cores for d in devices))
-        if count < 2:
-            continue
-        rounds = [math.ceil(count / d.cores) for d in devices]
-        seconds = tuple(one * n / count for one, n in zip(operator.core, rounds, strict=True))
-        rows, columns = (count, 1) if operator.way == "rows" else (1, count)
-        kind: Literal["rowwise", "contraction"] = "rowwise" if operator.way == "rows" else "contraction"
-        found = choose(Operator(kind, rows, columns, seconds, input=operator.bytes), devices, links, lead)
-        pieces = [0] * len(devices)
-        for part in found.shares:
-            pieces[part.device] += part.end - part.begin
-        total = operator.fixed + found.seconds
-        if found.way == operator.way and pieces[lead] and total < (1 - GAIN) * best.seconds:
-            best = Share(total, tuple(pieces))
+    given = operator.given or (1.0,) * len(devices)
+    for least in sorted(set(given), reverse=True):  # all that get so much of their time, or more
+        able = [d for d, part in enumerate(given) if part >= least or d == lead]
+        for most in PIECES:
+            found = _dealt(operator, devices, links, lead, able, most)
+            total = found.seconds / math.prod(part for part, n in zip(given, found.pieces, strict=True) if n)
+            if found.shared and found.pieces[lead] and total < (1 - GAIN) * best.seconds:
+                best = Share(total, found.pieces)
     return best
+
+
+def _dealt(
+    operator: Divisible, devices: Sequence[Device], links: Sequence[Sequence[Link]], lead: int, able: Sequence[int],
+    most: int,
+) -> Share:  # fmt: skip
+    """The best pieces of the devices that are `able`, at most so many for each core; none if there are too few."""
+    pieces = [0] * len(devices)
+    count = min(operator.pieces, most * sum(devices[d].cores for d in able))
+    if count < 2:
+        return Share(math.inf, tuple(pieces))
+    rounds = [math.ceil(count / d.cores) for d in devices]
+    times = [one * n / count for one, n in zip(operator.core, rounds, strict=True)]
+    seconds = tuple(t if d in able else math.inf for d, t in enumerate(times))
+    rows, columns = (count, 1) if operator.way == "rows" else (1, count)
+    kind: Literal["rowwise", "contraction"] = "rowwise" if operator.way == "rows" else "contraction"
+    found = choose(Operator(kind, rows, columns, seconds, input=operator.bytes), devices, links, lead)
+    for part in found.shares:
+        pieces[part.device] += part.end - part.begin
+    return Share(operator.fixed + found.seconds, tuple(pieces))
 
 
 def leader(items: Sequence[Item]) -> int:
