@@ -189,7 +189,7 @@ class _Assembly:
                 for n, v in zip(graph.output_names, graph.outputs, strict=True)
             ),
             tuple(slots), bindings, tuple(steps), code, constants, (),
-            dict(report) | {"memory": json.dumps({"weights": self._weights(), "steps": self.memories})},
+            dict(report) | {"memory": json.dumps(self._memory())},
         )  # fmt: skip
         artifact.check()
         return artifact
@@ -214,6 +214,12 @@ class _Assembly:
                 elif self._is_const(p):
                     array = self._array(p)
                     self.blob.place(("const", p), array, array.size, _as_it_is)
+
+    def _memory(self) -> dict[str, Any]:
+        """The record that `stitch.peak` describes."""
+        outside = [v for v in self.slot_of if self.slot_of[v] > self.constant_slot and not self._is_const(v)]
+        frames = [peak.frame(v.name, _size(v.bytes)) for v in outside if v.dtype.kind != "O"]
+        return {"weights": self._weights(), "steps": self.memories, "frames": frames}
 
     def _weights(self) -> dict[str, int]:
         """Bytes of the constants, by whether they are in the order of the model."""
@@ -365,19 +371,19 @@ def _described(
     step: Sequence[Kernel], lowered: Mapping[str, Lowered], memory: arena.Memory, scratch: Dim
 ) -> dict[str, Any]:
     """The memory of a native step, for the report."""
-
-    def size(d: Dim) -> int | str:
-        return d if isinstance(d, int) else str(d)
-
     phases = [k.name for k in step for _ in lowered[k.name].program.phases]
     values = [
         peak.value(
-            x.value.name, size(x.size), x.first, x.last,
+            x.value.name, _size(x.size), x.first, x.last,
             memory.replaced[x.value].name if x.value in memory.replaced else "",
         )
         for x in memory.lifetimes
     ]  # fmt: skip
-    return peak.step(phases, values, size(memory.total), size(scratch))
+    return peak.step(phases, values, _size(memory.total), _size(scratch))
+
+
+def _size(d: Dim) -> int | str:
+    return d if isinstance(d, int) else str(d)
 
 
 def _unsupported(kernel: Kernel, problem: str) -> UnsupportedOperator:

@@ -35,8 +35,8 @@ DEPTH = 3
 MOST = 24
 """Trials of one model."""
 
-SECONDS, LEAST = 0.3, 5
-"""How long two models are timed in turn, and how many runs of each."""
+ROUNDS, SECONDS, PAUSE = 4, 0.05, 0.05
+"""How often two models are timed in turn, for how long at least each time, and what they rest before."""
 
 CLOSE = 1e-2
 """How far results may be from stitch's own, as a part of the largest number in them."""
@@ -48,16 +48,19 @@ Clock = Callable[[DelegatedModel, DelegatedModel, Feeds], tuple[float, float]]
 
 
 def by_turns(a: DelegatedModel, b: DelegatedModel, feeds: Feeds) -> tuple[float, float]:
-    """The medians of runs of two models in turn, for SECONDS, and LEAST of each at least."""
+    """The medians of runs of two models: some of one, then some of the other, for ROUNDS. Before each there is a pause,
+    since threads of another runtime may spin for a while after its last run, and would take the time of the next."""
     taken: tuple[list[float], list[float]] = ([], [])
-    for model in (a, b):
-        model.run(None, feeds)
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(taken[0]) < LEAST:
+    for _ in range(ROUNDS):
         for model, times in zip((a, b), taken, strict=True):
-            start = time.perf_counter()
+            time.sleep(PAUSE)
             model.run(None, feeds)
-            times.append(time.perf_counter() - start)
+            begin = start = time.perf_counter()
+            while start - begin < SECONDS or not times:
+                model.run(None, feeds)
+                end = time.perf_counter()
+                times.append(end - start)
+                start = end
     return median(taken[0]), median(taken[1])
 
 
