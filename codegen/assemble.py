@@ -41,6 +41,9 @@ _PIECE = 4 << 20
 Pack: TypeAlias = Callable[[Array, Array], None]
 """Writes a constant's elements, the first argument, in some order to the second, which is flat."""
 
+Tables: TypeAlias = Mapping[str, Sequence[tuple[int, ...]]]
+"""By kernel, for each of its phases: how a team of unlike members shares it out (`entry.PhaseCall.table`)."""
+
 
 @dataclass
 class _Blob:
@@ -92,9 +95,11 @@ def assemble(
     compile: Callable[[str], bytes],
     report: Mapping[str, Any],
     lowered: Mapping[str, Lowered] | None = None,
+    tables: Tables | None = None,
 ) -> plan.Artifact:
-    """The artifact. `compile` turns LLVM text into an object; `lowered` is what `lower` gives, if that is known."""
-    return _Assembly(stitched, target, lowered).artifact(compile, report)
+    """The artifact. `compile` turns LLVM text into an object; `lowered` is what `lower` gives, if that is known.
+    `tables`: see `Tables`; None: a team of equal members."""
+    return _Assembly(stitched, target, lowered, tables).artifact(compile, report)
 
 
 def lower(stitched: Stitched, target: Target) -> dict[str, Lowered]:
@@ -110,8 +115,12 @@ def _flow(stitched: Stitched) -> Flow:
 
 
 class _Assembly:
-    def __init__(self, stitched: Stitched, target: Target, lowered: Mapping[str, Lowered] | None = None) -> None:
+    def __init__(
+        self, stitched: Stitched, target: Target, lowered: Mapping[str, Lowered] | None = None,
+        tables: Tables | None = None,
+    ) -> None:  # fmt: skip
         self.stitched = stitched
+        self.tables = tables or {}
         self.graph: Graph = stitched.graph
         self.target = target
         self.flow = _flow(stitched)
@@ -180,7 +189,7 @@ class _Assembly:
                 for n, v in zip(graph.output_names, graph.outputs, strict=True)
             ),
             tuple(slots), bindings, tuple(steps), code, constants, (),
-            dict(report) | {"memory": json.dumps({"weights": self._weights(), "steps": self.memories})},
+            dict(report) | {"memory": json.dumps(self._memory())},
         )  # fmt: skip
         artifact.check()
         return artifact
@@ -205,6 +214,12 @@ class _Assembly:
                 elif self._is_const(p):
                     array = self._array(p)
                     self.blob.place(("const", p), array, array.size, _as_it_is)
+
+    def _memory(self) -> dict[str, Any]:
+        """The record that `stitch.peak` describes."""
+        outside = [v for v in self.slot_of if self.slot_of[v] > self.constant_slot and not self._is_const(v)]
+        frames = [peak.frame(v.name, _size(v.bytes)) for v in outside if v.dtype.kind != "O"]
+        return {"weights": self._weights(), "steps": self.memories, "frames": frames}
 
     def _weights(self) -> dict[str, int]:
         """Bytes of the constants, by whether they are in the order of the model."""
@@ -250,8 +265,10 @@ class _Assembly:
             except NotImplementedError as problem:
                 raise _unsupported(k, str(problem)) from None
             scratch = dims.dim_max(scratch, code.scratch)
+            tables = self.tables.get(k.name, [()] * len(code.functions))
             phases = tuple(
-                PhaseCall(f, p.tasks, p.grain) for f, p in zip(code.functions, low.program.phases, strict=True)
+                PhaseCall(f, p.tasks, p.grain, table)
+                for f, p, table in zip(code.functions, low.program.phases, tables, strict=True)
             )
             places = tuple(self._locate(p, memory.offsets) for p in low.parameters)
             calls.append(KernelCall(phases, places, low.program.symbols))
@@ -354,19 +371,19 @@ def _described(
     step: Sequence[Kernel], lowered: Mapping[str, Lowered], memory: arena.Memory, scratch: Dim
 ) -> dict[str, Any]:
     """The memory of a native step, for the report."""
-
-    def size(d: Dim) -> int | str:
-        return d if isinstance(d, int) else str(d)
-
     phases = [k.name for k in step for _ in lowered[k.name].program.phases]
     values = [
         peak.value(
-            x.value.name, size(x.size), x.first, x.last,
+            x.value.name, _size(x.size), x.first, x.last,
             memory.replaced[x.value].name if x.value in memory.replaced else "",
         )
         for x in memory.lifetimes
     ]  # fmt: skip
-    return peak.step(phases, values, size(memory.total), size(scratch))
+    return peak.step(phases, values, _size(memory.total), _size(scratch))
+
+
+def _size(d: Dim) -> int | str:
+    return d if isinstance(d, int) else str(d)
 
 
 def _unsupported(kernel: Kernel, problem: str) -> UnsupportedOperator:

@@ -26,9 +26,13 @@ class Place:
 
 @dataclass(frozen=True)
 class PhaseCall:
+    """`table`: how its chunks are dealt to the members of a team of unlike processors (`stitch.runtime.shares`); ():
+    all members alike; (1,): the caller does it alone."""
+
     function: str
     tasks: Dim
     grain: Dim
+    table: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ class KernelCall:
 ATTRIBUTES = "nounwind noinline optnone"
 """Of what runs once in an inference, or once for a shape: LLVM does without its optimisations, and is faster for it."""
 
-DECLARATIONS = "declare void @stitch_parallel(ptr, ptr, ptr, i64, i64)\n"
+DECLARATIONS = (
+    "declare void @stitch_parallel(ptr, ptr, ptr, i64, i64)\ndeclare void @stitch_share(ptr, ptr, ptr, i64, i64, ptr)\n"
+)
 
 
 def entry(name: str, calls: Sequence[KernelCall], symbols: Mapping[str, int], scratch_at: Dim, scratch: Dim) -> str:
@@ -54,6 +60,7 @@ def entry(name: str, calls: Sequence[KernelCall], symbols: Mapping[str, int], sc
     words = max((len(c.parameters) + len(c.symbols) + 2 for c in calls), default=1)
     w.effect(f"%args = alloca [{words} x i64], align 16")
     base = _address(w, "%arena", d.value(scratch_at))
+    tables: dict[tuple[int, ...], str] = {}
     stride = d.value(scratch)
     for call in calls:
         at = 0
@@ -70,13 +77,23 @@ def entry(name: str, calls: Sequence[KernelCall], symbols: Mapping[str, int], sc
         _put(w, at, "i64", stride)
         for phase in call.phases:
             tasks = d.value(phase.tasks)
-            if phase.tasks == 1:
-                w.effect(f"call void @{phase.function}(ptr %args, i64 0, i64 1, i64 0)")
+            if phase.tasks == 1 or len(phase.table) == 1:
+                w.effect(f"call void @{phase.function}(ptr %args, i64 0, i64 {tasks}, i64 0)")
+            elif phase.table:
+                table = tables.setdefault(phase.table, f"@{name}_table{len(tables)}")
+                team = f"call void @stitch_share(ptr %team, ptr @{phase.function}, ptr %args"
+                w.effect(f"{team}, i64 {tasks}, i64 {d.value(phase.grain)}, ptr {table})")
             else:
                 team = f"call void @stitch_parallel(ptr %team, ptr @{phase.function}, ptr %args"
                 w.effect(f"{team}, i64 {tasks}, i64 {d.value(phase.grain)})")
     body = w.text().replace("ret void", "ret i64 0")
-    return f"define i64 @{name}(ptr %team, ptr %dims, ptr %slots, ptr %arena) {ATTRIBUTES} {{\n{body}\n}}\n"
+    constants = "".join(_constant(at, table) for table, at in tables.items())
+    return f"{constants}define i64 @{name}(ptr %team, ptr %dims, ptr %slots, ptr %arena) {ATTRIBUTES} {{\n{body}\n}}\n"
+
+
+def _constant(name: str, words: Sequence[int]) -> str:
+    values = ", ".join(f"i32 {word}" for word in words)
+    return f"{name} = internal constant [{len(words)} x i32] [{values}], align 4\n"
 
 
 def layout(name: str, results: Sequence[Dim], symbols: Mapping[str, int], scratch_at: Dim, scratch: Dim) -> str:

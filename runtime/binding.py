@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stitch.bundle import Bundle
 from stitch.errors import InputError
 from stitch.plan import Artifact
 from stitch.runtime.memory import address_of
@@ -49,15 +50,15 @@ def bind_steps(run: Callable[[], list[np.ndarray]], own: Sequence[np.ndarray | N
 
 
 def check_memory(
-    artifact: Artifact, given: Sequence[object], arrays: Sequence[np.ndarray], own: Sequence[np.ndarray | None]
+    model: Artifact | Bundle, given: Sequence[object], arrays: Sequence[np.ndarray], own: Sequence[np.ndarray | None]
 ) -> None:
     """See that inputs can be read where they are (`arrays` is what runs would read), and that no output overlaps."""
-    for port, item, array in zip(artifact.inputs, given, arrays, strict=True):
+    for port, item, array in zip(model.inputs, given, arrays, strict=True):
         if not isinstance(item, np.ndarray) or address_of(item) != address_of(array):
             advice = "give a numpy array that is contiguous, aligned and of the model's dtype"
             raise InputError(port.name, f"input {port.name!r} cannot be bound, only copied", advice)
-    taken = [(f"input {port.name!r}", array) for port, array in zip(artifact.inputs, arrays, strict=True)]
-    for port, output in zip(artifact.outputs, own, strict=True):
+    taken = [(f"input {port.name!r}", array) for port, array in zip(model.inputs, arrays, strict=True)]
+    for port, output in zip(model.outputs, own, strict=True):
         if output is None:
             continue
         for name, array in taken:

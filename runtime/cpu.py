@@ -11,7 +11,7 @@ import hashlib
 import platform
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -117,13 +117,15 @@ def team(size: int) -> threads.Team | None:
     return _teams[size]
 
 
-def own_team(size: int) -> threads.Team | None:
-    """A team that nobody else uses, until it is given back. Its workers run where the thread may that first shares out
-    work to it. None for 1."""
+def own_team(size: int, cpus: Sequence[Collection[int]] = ()) -> threads.Team | None:
+    """A team that nobody else uses, until it is given back. Its workers run on the `cpus` of each member; without
+    these, where the thread may that first shares out work to it. None for 1."""
     if size <= 1:
         return None
     idle = _idle.setdefault(size, [])
-    return idle.pop() if idle else threads.Team(size, support())
+    team = idle.pop() if idle else threads.Team(size, support())
+    team.place(cpus)
+    return team
 
 
 def give_back(team: threads.Team) -> None:

@@ -7,11 +7,12 @@ nowhere else, when a part is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from typing import Any, Protocol
 
 import numpy as np
 
-from stitch.errors import InputError, ResourceError, StitchError, WrongDtype, WrongRank, WrongShape
+from stitch.errors import InputError, MissingRuntime, ResourceError, StitchError, WrongDtype, WrongRank, WrongShape
 from stitch.plan import Port
 from stitch.runtime.device import Run
 
@@ -36,12 +37,20 @@ class OnnxRuntime:
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
 
+    @property
+    def version(self) -> str:
+        """Of what is installed; "" if nothing is."""
+        try:
+            return metadata.version("onnxruntime")
+        except metadata.PackageNotFoundError:
+            return ""
+
     def load(self, model: bytes, outputs: Sequence[str]) -> Session:
         try:
             import onnxruntime
         except ImportError as problem:
             advice = "install it with `pip install onnxruntime`, or replace the operators that stitch lacks"
-            raise ResourceError("onnxruntime", "onnxruntime is not installed", advice) from problem
+            raise MissingRuntime("onnxruntime", "onnxruntime is not installed", advice) from problem
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors alone
         if self.threads is not None:

@@ -31,13 +31,14 @@ class Slot:
 @dataclass(frozen=True, eq=False)
 class Stage:
     """`sources`: where each input comes from, parts being stages. `cpus`: where it runs, None: anywhere. `follows`:
-    whether the shapes of its outputs follow from those of its inputs."""
+    whether the shapes of its outputs follow from those of its inputs. `outputs`: how many it has."""
 
     name: str
     run: Run
     sources: tuple[Source, ...]
     cpus: Cpus | None = None
     follows: bool = True
+    outputs: int = 0
     blocks: Blocks = field(default_factory=Blocks)  # for results that are new each time
 
     def inputs(self, given: Arrays, made: Sequence[Arrays | None]) -> Arrays:

@@ -21,6 +21,9 @@ of others' shares.
   than not, what it wrote itself in the region before, and still in its own caches. That is worth most where two
   processors have no cache in common: a line then takes 160 ns from one to the other, rather than 25.
 * Chunks differ by one task at most, and there are as many for each member, if there are enough for all.
+* Members may be on unlike processors: `stitch_share` takes a table of weights (how many members, how many chunks at
+  most, a weight for each member), and deals the chunks in their proportion. A member of no weight takes no part in the
+  region: a slow one that took the last chunk would delay all others. Member 0, the caller, always takes part.
 * The caller waits only for chunks that were claimed, so that a worker which the system does not let run, beside a
   busy neighbour or throttled by a quota, delays nothing unless it is stopped inside a chunk. There are several
   chunks per worker to keep that short. A caller that waits sleeps after a while: to spin, or to yield again and
@@ -39,6 +42,8 @@ else of the system.
 
 from __future__ import annotations
 
+from stitch.runtime import shares
+
 # Byte offsets in a team. What is written often has a cache line of its own.
 WORD = 0
 FN, ARGS, TASKS, CHUNKS = 64, 72, 80, 88
@@ -49,7 +54,7 @@ SLEEPERS, LIVE, STARTED = 320, 328, 336
 SIZE, STOP = 384, 392
 MUTEX, CONDITION = 448, 576
 END_MUTEX, END_CONDITION = 704, 832
-MEMBERS, MEMBER = 960, 64  # so many bytes for each member: team, number, share (next chunk, end, as i32)
+MEMBERS, MEMBER = 960, 64  # so many bytes for each member: team, number, then what `stitch.runtime.shares` says
 ALIGNMENT = 64
 
 CHUNKS_PER_WORKER = 4
@@ -58,8 +63,8 @@ SPIN_INSIDE_NS = 100_000  # how long a worker looks for the next region of an in
 SPIN_OUTSIDE_NS = 10_000  # the same when no inference is going on
 SPIN_CALLER_NS = 50_000  # how long a caller looks for the end of the last chunks before it sleeps
 
-FUNCTIONS = ("stitch_parallel", "stitch_team_size", "stitch_team_begin", "stitch_team_end", "stitch_team_init",
-             "stitch_team_stop")  # fmt: skip
+FUNCTIONS = ("stitch_parallel", "stitch_share", "stitch_team_size", "stitch_team_begin", "stitch_team_end",
+             "stitch_team_init", "stitch_team_stop")  # fmt: skip
 
 # $NAME is an offset or a constant from above, or differs between machines: see `ir`.
 _IR = """
@@ -80,6 +85,7 @@ declare i32 @clock_gettime(i32, ptr)
 declare i64 @llvm.smin.i64(i64, i64)
 declare i64 @llvm.smax.i64(i64, i64)
 $PAUSE_DECLARE
+$PIN_DECLARE
 
 ; Nanoseconds on a clock that only goes forward.
 define internal i64 @now() nounwind {
@@ -140,7 +146,7 @@ look:
   %whose = phi i64 [%worker, %entry], [%next, %other]
   %offset = mul i64 %whose, $MEMBER
   %member = getelementptr i8, ptr %table, i64 %offset
-  %share_at = getelementptr i8, ptr %member, i64 16
+  %share_at = getelementptr i8, ptr %member, i64 $SHARE
   %first = load atomic i64, ptr %share_at acquire, align 8
   br label %try
 try:
@@ -179,7 +185,7 @@ entry:
 look:
   %count = phi i64 [0, %entry], [%count, %claim], [%more, %run]
   %word = load atomic i64, ptr %team acquire, align 8
-  %left = and i64 %word, 4294967295
+  %left = call i64 @claimable(ptr %team, i64 %worker, i64 %word)
   %none = icmp eq i64 %left, 0
   br i1 %none, label %out, label %claim
 claim:
@@ -223,6 +229,7 @@ entry:
   %live_at = getelementptr i8, ptr %team, i64 $LIVE
   %mutex = getelementptr i8, ptr %team, i64 $MUTEX
   %condition = getelementptr i8, ptr %team, i64 $CONDITION
+  $PIN
   br label %busy
 busy:
   %count = call i64 @work(ptr %team, i64 %worker)
@@ -247,7 +254,7 @@ spin:
   br i1 %stopped, label %leave, label %peek
 peek:
   %word = load atomic i64, ptr %team acquire, align 8
-  %left = and i64 %word, 4294967295
+  %left = call i64 @claimable(ptr %team, i64 %worker, i64 %word)
   %some = icmp ne i64 %left, 0
   br i1 %some, label %busy, label %wait
 wait:
@@ -263,7 +270,7 @@ park:
   call i32 @pthread_mutex_lock(ptr %mutex)
   %s0 = atomicrmw add ptr %sleepers_at, i64 1 seq_cst
   %word2 = load atomic i64, ptr %team seq_cst, align 8
-  %left2 = and i64 %word2, 4294967295
+  %left2 = call i64 @claimable(ptr %team, i64 %worker, i64 %word2)
   %stop2 = load atomic i64, ptr %stop_at seq_cst, align 8
   %either = or i64 %left2, %stop2
   %sleep = icmp eq i64 %either, 0
@@ -378,6 +385,13 @@ out:
 }
 
 define void @stitch_parallel(ptr %team, ptr %fn, ptr %args, i64 %tasks, i64 %given) {
+  call void @stitch_share(ptr %team, ptr %fn, ptr %args, i64 %tasks, i64 %given, ptr null)
+  ret void
+}
+
+; `table`: i32s, how many members there are, how many chunks there are to be at most, and a weight for each member.
+; Null, or for a team of another size: all members alike.
+define void @stitch_share(ptr %team, ptr %fn, ptr %args, i64 %tasks, i64 %given, ptr %table) {
 entry:
   %grain = call i64 @llvm.smax.i64(i64 %given, i64 1)
   %nobody = icmp eq ptr %team, null
@@ -412,7 +426,22 @@ launch:
   call void @start(ptr %team)
   br label %publish
 publish:
-  %most = mul i64 %size, $CHUNKS_PER_WORKER
+  %most_alike = mul i64 %size, $CHUNKS_PER_WORKER
+  %alike = icmp eq ptr %table, null
+  br i1 %alike, label %count, label %meant
+meant:
+  %meant_size = load i32, ptr %table
+  %meant_wide = zext i32 %meant_size to i64
+  %fits = icmp eq i64 %meant_wide, %size
+  br i1 %fits, label %given_count, label %count
+given_count:
+  %most_at = getelementptr i8, ptr %table, i64 4
+  %most_given = load i32, ptr %most_at
+  %most_wide = zext i32 %most_given to i64
+  br label %count
+count:
+  %weighted = phi i1 [0, %publish], [0, %meant], [1, %given_count]
+  %most = phi i64 [%most_alike, %publish], [%most_alike, %meant], [%most_wide, %given_count]
   %grain_less = sub i64 %grain, 1
   %padded = add i64 %tasks, %grain_less
   %worth_it = sdiv i64 %padded, %grain
@@ -420,7 +449,8 @@ publish:
   %odd = srem i64 %wanted, %size
   %even = sub i64 %wanted, %odd
   %few = icmp slt i64 %wanted, %size
-  %chunks = select i1 %few, i64 %wanted, i64 %even
+  %as_many = or i1 %few, %weighted
+  %chunks = select i1 %as_many, i64 %wanted, i64 %even
   %fn_at = getelementptr i8, ptr %team, i64 $FN
   %args_at = getelementptr i8, ptr %team, i64 $ARGS
   %tasks_at = getelementptr i8, ptr %team, i64 $TASKS
@@ -433,24 +463,8 @@ publish:
   store atomic i64 %tasks, ptr %tasks_at release, align 8
   store atomic i64 %chunks, ptr %chunks_at release, align 8
   store atomic i64 0, ptr %done_at release, align 8
-  %table = getelementptr i8, ptr %team, i64 $MEMBERS
-  br label %deal
-deal:
-  %member = phi i64 [0, %publish], [%member_next, %deal]
-  %from = phi i64 [0, %publish], [%to, %deal]
-  %member_next = add i64 %member, 1
-  %all = mul i64 %member_next, %chunks
-  %size_less = sub i64 %size, 1
-  %all_padded = add i64 %all, %size_less
-  %to = udiv i64 %all_padded, %size
-  %to_high = shl i64 %to, 32
-  %part = or i64 %to_high, %from
-  %share_offset = mul i64 %member, $MEMBER
-  %share_plus = add i64 %share_offset, 16
-  %share_at = getelementptr i8, ptr %table, i64 %share_plus
-  store atomic i64 %part, ptr %share_at release, align 8
-  %dealt = icmp sge i64 %member_next, %size
-  br i1 %dealt, label %open, label %deal
+  call void @deal(ptr %team, i64 %size, i64 %chunks, ptr %table, i1 %weighted)
+  br label %open
 open:
   %word = load atomic i64, ptr %team monotonic, align 8
   %epoch = and i64 %word, -4294967296
@@ -554,15 +568,20 @@ def ir(triple: str) -> str:
     """The team's code for a machine, which must be a 64-bit one."""
     declare, pause = _PAUSES.get(triple.split("-")[0], ("", ""))
     apple = "darwin" in triple or "macos" in triple
+    linux = "linux" in triple
     constants: dict[str, object] = {
         "PAUSE_DECLARE": declare,
         "PAUSE": pause,
+        "PIN_DECLARE": "declare i32 @sched_setaffinity(i32, i64, ptr)" if linux else "",
+        "PIN": "call void @pin(ptr %member)" if linux else "",
+        **{name: value for name, value in vars(shares).items() if name.isupper() and isinstance(value, int)},
+        "SHARE_AT": MEMBERS + shares.SHARE,
         "CLOCK": 6 if apple else 1,
         "SIGBUS": 10 if apple else 7,
         "SIG_SETMASK": 3 if apple else 2,
         **{name: value for name, value in globals().items() if name.isupper() and isinstance(value, int)},
     }
-    text = f'target triple = "{triple}"\n{_IR}'
+    text = f'target triple = "{triple}"\n{_IR}{shares.IR}{shares.PIN if linux else ""}'
     for name in sorted(constants, key=len, reverse=True):
         text = text.replace(f"${name}", str(constants[name]))
     return text

@@ -7,9 +7,10 @@ import ctypes
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from stitch.runtime.shares import CPUS, cpu_bits
 from stitch.runtime.team import ALIGNMENT, LIVE, MEMBER, MEMBERS
 from stitch.target import cpu_quota
 
@@ -24,6 +25,7 @@ class Team:
         self.size = size
         self._memory = ctypes.create_string_buffer(MEMBERS + MEMBER * size + ALIGNMENT)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._memory))  # threads outlive the interpreter's objects
+        self._bits: list[ctypes.Array[ctypes.c_char]] = []  # of the CPUs of its members, read when they start
         self.address = -(-ctypes.addressof(self._memory) // ALIGNMENT) * ALIGNMENT
         self._init: Callable[[int, int], None]
         self._init = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(functions["stitch_team_init"])
@@ -35,6 +37,16 @@ class Team:
 
     def _reset(self) -> None:
         self._init(self.address, self.size)
+
+    def place(self, cpus: Sequence[Collection[int]]) -> None:
+        """Members run on these CPUs from when they are started on; without any, where the caller may who starts them.
+
+        The caller of a region is member 0, whom nobody moves."""
+        assert not self.workers, "only before its threads are started"
+        self._bits = [ctypes.create_string_buffer(cpu_bits(some)) for some in cpus]
+        for member in range(self.size):
+            at = ctypes.addressof(self._bits[member]) if cpus else 0
+            ctypes.c_void_p.from_address(self.address + MEMBERS + member * MEMBER + CPUS).value = at
 
     @property
     def workers(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +19,11 @@ import numpy as np
 
 from stitch import __version__, cost, detection, knobs
 from stitch import target as targets
-from stitch.decision import Objective
-from stitch.delegated import DelegatedModel
+from stitch.decision import Assignment, Objective
+from stitch.delegated import DelegatedModel, Found
 from stitch.delegated import compile as compile_delegated
 from stitch.devices import listed, parse_all
-from stitch.errors import PlacementError, UnsupportedOperator
+from stitch.errors import DeviceError, PlacementError, UnsupportedOperator
 from stitch.limits import within
 from stitch.model import RunnableModel, Tensor
 from stitch.pipelined import NullModel, PinnedModel, PipelinedModel, PlacedModel, Places, in_parts, unchanged
@@ -37,6 +38,7 @@ from stitch.runtime.executable import Executable
 from stitch.runtime.pipeline import Pipeline, single
 
 if TYPE_CHECKING:
+    from stitch.delegation import Cutter
     from stitch.explain import Explanation
     from stitch.source import Model
     from stitch.stitching.schedule import Stitched
@@ -58,7 +60,7 @@ def optimize(
 def optimize(
     model: Model, *, target: str | None = None, threads: int | None = None, cache: bool = True,
     shapes: Shapes | None = None, devices: Sequence[str], objective: Objective = "latency",
-    sizes: Mapping[str, int] | None = None, memory: float | None = None,
+    sizes: Mapping[str, int] | None = None, memory: float | None = None, trial: Mapping[str, np.ndarray] | None = None,
 ) -> RunnableModel: ...  # fmt: skip
 
 
@@ -73,6 +75,7 @@ def optimize(
     objective: Objective = "latency",
     sizes: Mapping[str, int] | None = None,
     memory: float | None = None,
+    trial: Mapping[str, np.ndarray] | None = None,
 ) -> RunnableModel:
     """Compiles an ONNX model for this machine.
 
@@ -86,6 +89,7 @@ def optimize(
     objective  on `devices`: "latency" of one input; "throughput" of a stream, in stages; with or without them:
                "memory", the largest team of threads with which all of it takes at most `memory` bytes
     sizes      extents of symbols, for decisions on `devices` and `memory`; others are 1
+    trial      inputs by name, with "onnxruntime" among the devices: see `delegated`
 
     Raises UnsupportedOperator, InvalidModel, DeviceError, PlacementError and ResourceError of `stitch.errors`.
     """
@@ -98,7 +102,9 @@ def optimize(
     if devices is not None:
         if threads is not None:
             raise ValueError("either devices or threads: a device has a team of as many threads as CPUs")
-        return _on(listed(devices), model, target, cache, shapes, objective, sizes, memory)
+        return _on(listed(devices), model, target, cache, shapes, objective, sizes, memory, trial)
+    if trial is not None:
+        raise ValueError("a trial goes with a device to try, as in devices=['cpu', 'onnxruntime']")
     machine, store, key = _prepared(model, target, cache, shapes)
     artifact = store.load(key) if key else None
     if artifact is None or not unchanged(artifact.report):
@@ -114,25 +120,33 @@ def optimize(
 
 def _on(
     texts: Sequence[str], model: Model, target: str | None, cache: bool, shapes: Shapes | None, objective: Objective,
-    sizes: Mapping[str, int] | None, memory: float | None,
+    sizes: Mapping[str, int] | None, memory: float | None, trial: Mapping[str, np.ndarray] | None,
 ) -> RunnableModel:  # fmt: skip
     """A model on devices that the user names."""
     board = detection.detect()
     found = parse_all(texts, board)
     cores = [d for d in found if d.kind == "cpu"]
     count = sum(d.cores for d in cores) or None
-    if any(d.kind == "onnxruntime" for d in found):
+    if len(found) > 1 and any(d.kind == "null" for d in found):
+        advice = "leave it out, or name it alone, to see what shapes come out"
+        raise DeviceError("null", "the null device computes nothing, so nothing can be placed beside it", advice)
+    delegates = any(d.kind == "onnxruntime" for d in found)
+    if trial is not None and (not delegates or objective == "throughput"):
+        raise ValueError("a trial is of 'onnxruntime' among the devices, and of one input at a time")
+    if delegates:
         try:
-            rest = [str(d) for d in cores] or None
-            return optimize(
-                model, target=target, cache=cache, shapes=shapes, devices=rest or ["cpu"], objective=objective,
-                sizes=sizes, memory=memory,
-            )  # fmt: skip
+            if trial is None:
+                rest = [str(d) for d in cores] or ["cpu"]
+                return optimize(
+                    model, target=target, cache=cache, shapes=shapes, devices=rest, objective=objective, sizes=sizes,
+                    memory=memory,
+                )  # fmt: skip
         except UnsupportedOperator:
-            if memory is not None:
-                advice = "leave out the limit, or run the part that stitch supports alone"
-                raise PlacementError("how much memory onnxruntime takes is not known", advice) from None
-            return delegated(model, target=target, threads=count, cache=cache, shapes=shapes)
+            pass
+        if memory is not None:
+            advice = "leave out the limit, or run the part that stitch supports alone"
+            raise PlacementError("how much memory onnxruntime takes is not known", advice)
+        return delegated(model, target=target, threads=count, cache=cache, shapes=shapes, trial=trial)
     if not cores:
         plain = optimize(model, target=target, cache=cache, shapes=shapes)
         return NullModel(plain.artifact)
@@ -147,12 +161,12 @@ def _on(
     given = (key, [str(d) for d in cores], objective, sorted((sizes or {}).items()), repr(rates), repr(board))
     name = hashlib.sha256(repr(given).encode()).hexdigest() if key else ""
 
-    def assign(stitched: Stitched) -> tuple[Sequence[int], Mapping[str, str]]:
+    def assign(stitched: Stitched) -> Assignment:
         from stitch import placed
 
         wanted = placed.sizes_of(stitched, sizes or {})
-        decision = placed.decide(stitched, machine, cores, board, objective, wanted, rates)
-        return decision.assignment, {"placement": decision.to_json()}
+        decision, tables = placed.place(stitched, machine, cores, board, objective, wanted, rates)
+        return Assignment(decision.assignment, {"placement": decision.to_json()}, tables)
 
     return PlacedModel(in_parts(model, machine, shapes, assign, store, name))
 
@@ -175,18 +189,39 @@ def pipelined(
 
 def delegated(
     model: Model, delegate: Delegate | None = None, *, target: str | None = None, threads: int | None = None,
-    cache: bool = True, shapes: Shapes | None = None,
+    cache: bool = True, shapes: Shapes | None = None, trial: Mapping[str, np.ndarray] | None = None,
 ) -> DelegatedModel:  # fmt: skip
     """A model that has operators which stitch refuses: what it can compile is compiled, the rest runs on `delegate`,
     onnxruntime by default; `explain()` says what went where, and why.
 
-    Raises InvalidModel, and ResourceError if the delegate is not installed or does not take its part."""
+    trial   inputs, by name; the delegate then also gets what it is measured to be faster at on these, handing over
+            included (`stitch.trial`). What was found is kept in the cache, for inputs of these shapes
+
+    Raises InvalidModel, and ResourceError if the delegate is not installed (MissingRuntime) or does not take its part;
+    InputError for a trial with other inputs than the model's."""
+    other = delegate or OnnxRuntime(threads)
 
     def region(part: Any) -> tuple[Artifact, Run]:
         compiled = optimize(part, target=target, threads=threads, cache=cache)
         return compiled.artifact, compiled._executable.run
 
-    return compile_delegated(model, region, delegate or OnnxRuntime(threads), shapes)
+    def more(cutter: Cutter, base: DelegatedModel, build: Callable[[Cutter], DelegatedModel]) -> Found:
+        from stitch.trial import tried
+
+        assert trial is not None
+        _, store, key = _prepared(model, target, cache, shapes)
+        inputs = sorted((name, str(np.asarray(a).dtype), np.shape(a)) for name, a in trial.items())
+        what = (key, other.name, getattr(other, "version", ""), threads, knobs.current().threads, inputs)
+        name = hashlib.sha256(repr(("trial", what)).encode()).hexdigest() if key else ""
+        with suppress(ValueError, KeyError, TypeError):
+            if name and (kept := store.load_bytes(name)) is not None:
+                return Found.of_json(kept)
+        found = tried(cutter, base, build, trial, other.name)
+        if name:
+            store.store_bytes(name, found.to_json().encode())
+        return found
+
+    return compile_delegated(model, region, other, shapes, more if trial is not None else None)
 
 
 def _prepared(

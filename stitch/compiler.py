@@ -13,6 +13,7 @@ from typing import Any
 from stitch import importer, knobs, report
 from stitch.bundle import Bundle
 from stitch.codegen import assemble, machine
+from stitch.decision import Assignment
 from stitch.errors import ResourceError
 from stitch.graph import Graph
 from stitch.partition import split
@@ -44,22 +45,21 @@ def compile_parts(
     model: Any,
     target: Target,
     shapes: Shapes | None,
-    assign: Callable[[Stitched], tuple[Sequence[int], Mapping[str, str]]],
+    assign: Callable[[Stitched], Assignment],
 ) -> Bundle:
-    """The model in parts: `assign` says for each kernel which part it goes to (see `stitch.partition.split`), and what
-    is to be noted in the report.
+    """The model in parts: `assign` says for each kernel which part it goes to (see `stitch.partition.split`), and more.
 
     Raises what `compile` raises, and ValueError for kernels that cannot be split so."""
     front = stitched(model, target, shapes)
     with _nesting(), _stage("assemble"):
-        assignment, notes = assign(front.stitched)
-        parts = split(front.stitched, assignment)
+        found = assign(front.stitched)
+        parts = split(front.stitched, found.parts)
         allowed, external = knobs.current().schemes, {"external": front.report["external"]}
 
         def assembled(part: Stitched) -> Artifact:
-            return _assembled(part, target, report.describe(part, allowed=allowed) | external)
+            return _assembled(part, target, report.describe(part, allowed=allowed) | external, found.tables)
 
-        return parts.bundle(assembled, {**front.report, **notes})
+        return parts.bundle(assembled, {**front.report, **found.notes})
 
 
 def stitched(model: Any, target: Target, shapes: Shapes | None) -> Front:
@@ -85,9 +85,11 @@ def cut(imported: Graph, target: Target) -> Stitched:
     return found
 
 
-def _assembled(found: Stitched, target: Target, report: Mapping[str, Any]) -> Artifact:
+def _assembled(
+    found: Stitched, target: Target, report: Mapping[str, Any], tables: assemble.Tables | None = None
+) -> Artifact:
     debug = knobs.current().debug
-    return assemble.assemble(found, target, lambda text: _object(text, target, debug), report)
+    return assemble.assemble(found, target, lambda text: _object(text, target, debug), report, tables=tables)
 
 
 def _object(text: str, target: Target, debug: int) -> bytes:

@@ -130,6 +130,14 @@ class Rates:
         longer, shorter = max(compute, memory), min(compute, memory)
         return extra + longer + OVERLAP * shorter
 
+    def core(self, work: Work, beside: int) -> float:
+        """The time of all of a phase on one core, while so many of them are at work on it, each on its part: as
+        `seconds`, without handing it out."""
+        compute, memory = self.compute(work), self.waiting(work)
+        own = _dot(self.bytes[:-1], work, Work.BYTES[:-1])
+        memory = own + (memory - own) * beside / min(beside, self.shared)
+        return max(compute, memory) + OVERLAP * min(compute, memory)
+
     def total(self, works: Sequence[Work], threads: int = 1) -> float:
         """The time of phases that run one after the other."""
         return sum(self.seconds(w, threads) for w in works)

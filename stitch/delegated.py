@@ -6,8 +6,9 @@ print(model.explain())
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from stitch.runtime.pipeline import Pipeline
 from stitch.runtime.stage import Stage
 
 if TYPE_CHECKING:
-    from stitch.delegation import Delegation, Region
+    from stitch.delegation import Cutter, Delegation, Region
     from stitch.inputs import Shapes
 
 Compile = Callable[[Any], tuple[Artifact, Run]]
@@ -31,14 +32,17 @@ Compile = Callable[[Any], tuple[Artifact, Run]]
 
 @dataclass(frozen=True)
 class Division:
-    """Which nodes went where: (device, nodes) of each region in order, and (node, code, text) for delegated ones."""
+    """Which nodes went where: (device, nodes) of each region in order, and (node, code, text) for delegated ones.
+    `notes`: what was tried."""
 
     regions: tuple[tuple[str, tuple[str, ...]], ...]
     reasons: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         reasons = [dict(zip(("node", "code", "text"), row, strict=True)) for row in self.reasons]
-        return {"regions": [{"device": d, "nodes": list(n)} for d, n in self.regions], "reasons": reasons}
+        regions = [{"device": d, "nodes": list(n)} for d, n in self.regions]
+        return {"regions": regions, "reasons": reasons, "notes": list(self.notes)}
 
     def __str__(self) -> str:
         lines = []
@@ -50,7 +54,30 @@ class Division:
             lines.append(f"region {k} on {device}: {some or 'outputs alone'}")
             if device != "stitch":
                 lines += [f"    {text}" for text in dict.fromkeys(why[n] for n in nodes if n in why)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True)
+class Found:
+    """`nodes`: those for the delegate because it is faster, with what was measured; `notes`: the same for people."""
+
+    nodes: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"nodes": dict(self.nodes), "notes": self.notes})
+
+    @staticmethod
+    def of_json(text: str | bytes) -> Found:
+        """Raises ValueError, KeyError or TypeError for what is none."""
+        data = json.loads(text)
+        return Found(dict(data["nodes"]), tuple(data["notes"]))
+
+    def applied(self, cutter: Cutter) -> Cutter:
+        """The nodes marked, as far as they are not marked already."""
+        from stitch.delegation import FASTER, Reason
+
+        return cutter.marked({node: Reason(FASTER, text) for node, text in self.nodes.items()})
 
 
 class DelegatedModel(RunnableModel):
@@ -81,13 +108,36 @@ class DelegatedModel(RunnableModel):
         )
 
 
-def compile(model: Any, compile_region: Compile, delegate: Delegate, shapes: Shapes | None = None) -> DelegatedModel:
-    """A model of which stitch refuses some operators. Raises what `compile_region` and `delegate.load` raise, but for
-    the UnsupportedOperator that moves a node to the delegate."""
-    from stitch.delegation import Cutter, open_model, supported
+def compile(
+    model: Any, compile_region: Compile, delegate: Delegate, shapes: Shapes | None = None,
+    more: Callable[[Cutter, DelegatedModel, Callable[[Cutter], DelegatedModel]], Found] | None = None,
+) -> DelegatedModel:  # fmt: skip
+    """A model of which stitch refuses some operators. `more` finds others for the delegate, as `stitch.trial.tried`
+    does. Raises what `compile_region` and `delegate.load` raise, but for the UnsupportedOperator that moves a node to
+    the delegate."""
+    from stitch.delegation import Cutter, open_model
 
     cutter = Cutter(open_model(model, shapes))
     done: dict[bytes, tuple[Artifact, Run]] = {}
+
+    def build(marked: Cutter) -> DelegatedModel:
+        return _settled(marked, compile_region, delegate, done)
+
+    base = build(cutter)
+    if more is None:
+        return base
+    found = more(cutter, base, build)
+    made = build(found.applied(cutter)) if found.nodes else base
+    made.division = replace(made.division, notes=found.notes)
+    return made
+
+
+def _settled(
+    cutter: Cutter, compile_region: Compile, delegate: Delegate, done: dict[bytes, tuple[Artifact, Run]]
+) -> DelegatedModel:
+    """The model in regions that can all be compiled; marks what has to be delegated for that."""
+    from stitch.delegation import supported
+
     while True:
         found = cutter.cut()
         refusal = _compiled(found, compile_region, done, supported)

@@ -16,6 +16,7 @@ This module knows onnx, as it takes apart the models that the importer refuses.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -30,10 +31,11 @@ from stitch.source import Source, declared_shape, domain_of, element_type, graph
 
 Kind = Literal["stitch", "delegate"]
 
-UNSUPPORTED, UNTYPED, WHOLE = "unsupported_operator", "unknown_rank", "unknown_type"
+UNSUPPORTED, UNTYPED, WHOLE, FASTER = "unsupported_operator", "unknown_rank", "unknown_type", "faster"
 REASONS: Mapping[str, str] = {
     UNSUPPORTED: "stitch does not support the operator, or this variant of it",
     UNTYPED: "it reads what a delegated node makes, and nothing says of which rank that is",
+    FASTER: "it was measured to be faster there",
     WHOLE: "nothing says of which type a value is that would pass from one region to another",
 }
 
@@ -138,6 +140,12 @@ class Cutter:
                 if (n.op_type, n.domain) in same and n.name not in self.reasons and not _known(self.proto, n):
                     self.reasons[n.name] = why
         return bool(fresh)
+
+    def marked(self, reasons: Mapping[str, Reason]) -> Cutter:
+        """Another one, for the same model, in which these nodes are marked as well, if they are not yet."""
+        other = copy(self)
+        other.reasons = {**{n.name: reasons[n.name] for n in self.nodes if n.name in reasons}, **self.reasons}
+        return other
 
     def cut(self) -> Delegation:
         """Raises InvalidModel for a cyclic graph."""

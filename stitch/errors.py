@@ -262,6 +262,10 @@ class ResourceError(StitchError):
         super().__init__(problem, advice)
 
 
+class MissingRuntime(ResourceError):
+    """Another runtime, to which something is to be delegated, is not installed."""
+
+
 class StreamError(StitchError):
     """What went wrong with the input at `position` (from 0) is the `__cause__`; `stage` is where, or None if it was
     before the first one."""

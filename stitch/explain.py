@@ -180,6 +180,7 @@ class Explanation:
             more = f", and {len(now.held) - 4} more" if len(now.held) > 4 else ""
             lines.append(f"  there, in {now.kernel}: {held}{more}")
         lines.append(f"  scratch: {_bytes(now.scratch)} for each thread")
+        lines += [f"  for numpy: {f['value']} {_bytes(f['bytes'])}" for f in m.get("frames", ())]
         return lines
 
     def _table(self) -> list[str]:

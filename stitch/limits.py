@@ -12,13 +12,15 @@ from stitch.sizes import checked
 
 def bytes_of(artifact: Artifact, sizes: Mapping[str, int], threads: int) -> int:
     """What a model takes while it runs, at these extents of its symbols (others are 1): weights, the arena, scratch of
-    each thread, inputs and outputs."""
+    each thread, what passes between native code and numpy, inputs and outputs. Not counted are what functions of numpy
+    take for themselves, and results of earlier runs that somebody still has."""
     known = {name: sizes.get(name, 1) for name in artifact.symbols}
     memory = json.loads(artifact.report["memory"])
-    arena = max((_number(s["arena"], known) for s in memory["steps"]), default=0)
-    scratch = max((_number(s["scratch"], known) for s in memory["steps"]), default=0)
+    steps = ((_number(s["arena"], known), _number(s["scratch"], known)) for s in memory["steps"])
+    arena = max((own + threads * scratch for own, scratch in steps), default=0)  # all steps have the same block
+    frames = sum(_number(f["bytes"], known) for f in memory["frames"])
     ports = sum(_port(p, known) for p in (*artifact.inputs, *artifact.outputs))
-    return int(memoryview(artifact.constants).nbytes) + arena + threads * scratch + ports
+    return int(memoryview(artifact.constants).nbytes) + arena + frames + ports
 
 
 def within(artifact: Artifact, limit: float, sizes: Mapping[str, int], cores: int) -> int:

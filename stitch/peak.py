@@ -3,6 +3,7 @@
     weights    constants, packed for matmuls or as they are; once for all runs; mapped, if they come from the cache
     arena      the values between kernels, at places that liveness allows
     scratch    of each thread: tiles that stay in its caches
+    frames     values that pass between native code and numpy, each in memory of its own until the run ends
 
 Native steps run one after the other and share one block of memory. `codegen.arena` plans it, `record` keeps what is of
 interest in an artifact, and `Peak` says what it comes to at given sizes.
@@ -28,13 +29,19 @@ def value(name: str, size: Size, first: int, last: int, replaces: str = "") -> d
     return {"value": name, "bytes": size, "first": first, "last": last, "replaces": replaces}
 
 
+def frame(name: str, size: Size) -> dict[str, Any]:
+    """The record of a value between native code and numpy."""
+    return {"value": name, "bytes": size}
+
+
 def sized(memory: Record, size: Callable[[Size], Size]) -> dict[str, Any]:
     """The record of a model with other sizes."""
     steps = [
         step(s["phases"], [{**v, "bytes": size(v["bytes"])} for v in s["values"]], size(s["arena"]), size(s["scratch"]))
         for s in memory["steps"]
     ]
-    return {**memory, "steps": steps}
+    frames = [{**f, "bytes": size(f["bytes"])} for f in memory.get("frames", ())]
+    return {**memory, "steps": steps, "frames": frames}
 
 
 @dataclass(frozen=True)

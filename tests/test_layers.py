@@ -39,6 +39,7 @@ TABLE = """
     stitch.placement.latency
     stitch.placement.memory
     stitch.placement.split
+    stitch.placement.sharing
     stitch.simulate
     stitch.simulate.events
     stitch.simulate.gantt
@@ -165,6 +166,7 @@ TABLE = """
 
     stitch.runtime
     stitch.runtime.memory
+    stitch.runtime.shares
     stitch.runtime.team
     stitch.runtime.threads
     stitch.runtime.device
@@ -190,12 +192,15 @@ TABLE = """
     stitch.calibration.networks
     stitch.calibration
     stitch.calibration.command
+    stitch.shared
     stitch.placed
     stitch.pipelined
     stitch.delegation
     stitch.delegated
+    stitch.trial
     stitch.api
     stitch.backend
+    stitch.simulate.team
     stitch.simulate.command
     stitch.cli_stream
     stitch.cli

@@ -19,7 +19,9 @@ from stitch.cost import Rates
 from stitch.decision import Decision
 from stitch.devices import Device
 from stitch.errors import (
+    DeviceError,
     EmptyDevice,
+    InputError,
     MemoryLimit,
     OverlappingDevices,
     StitchError,
@@ -233,6 +235,65 @@ def test_memory_chooses_the_team() -> None:
 def test_wrong_devices(given: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         stitch.optimize(chain(), devices=given)
+
+
+@pytest.mark.parametrize("beside", ["cpu", "onnxruntime"])
+def test_nothing_goes_with_the_null_device(beside: str) -> None:
+    with pytest.raises(DeviceError, match="nothing can be placed beside it") as found:
+        stitch.optimize(chain(), devices=[beside, "null"])
+    assert found.value.device == "null"
+
+
+def pair() -> onnx.ModelProto:
+    """The chain with what it has in the middle as a second output."""
+    model = chain()
+    model.graph.output.append(helper.make_tensor_value_info("s2", TensorProto.FLOAT, ["batch", 64]))
+    return model
+
+
+@two_cpus
+@pytest.mark.parametrize("objective", ["throughput", "latency"])
+def test_placed_models_write_to_arrays_of_the_callers(objective: str) -> None:
+    model = stitch.optimize(pair(), devices=devices(), objective=objective, sizes={"batch": 300}, cache=False)
+    assert isinstance(model, PlacedModel)
+    wanted = stitch.optimize(pair(), cache=False).run(None, feed(5))
+    own = np.full((5, 64), np.nan, np.float32)
+    for given in ([own, None], [None, own], [own, np.empty_like(own)]):
+        results = model.run(None, feed(5), given)
+        for got, expected, mine in zip(results, wanted, given, strict=True):
+            assert mine is None or got is mine
+            np.testing.assert_array_equal(got, expected)
+    (named,) = model.run(["s2"], feed(5), [None, own])
+    assert named is own
+    for wrong, problem in (([own], "1 outputs are given"), ([own[:3], None], "but it will be"), ([5, None], "a int")):
+        with pytest.raises(InputError, match=problem):
+            model.run(None, feed(5), wrong)  # type: ignore[arg-type]
+
+
+@two_cpus
+@pytest.mark.parametrize("given", [False, True])
+def test_placed_models_are_bound(given: bool) -> None:
+    model = stitch.optimize(pair(), devices=devices(), objective="throughput", sizes={"batch": 300}, cache=False)
+    assert isinstance(model, PlacedModel)
+    plain, x = stitch.optimize(pair(), cache=False), feed(5)["x"].copy()
+    own = [np.empty((5, 64), np.float32) for _ in range(2)] if given else None
+    call = model.bind({"x": x}, own)
+    first = call()
+    for k in range(3):
+        x[:] = feed(5)["x"] * k
+        results = call()
+        assert all(a is b for a, b in zip(results, own or first, strict=True))
+        for got, expected in zip(results, plain.run(None, {"x": x}), strict=True):
+            np.testing.assert_array_equal(got, expected)
+    for wrong, problem in (
+        (x.astype(np.float64), "cannot be bound"), (x.T.copy().T, "cannot be bound"), (x.tolist(), "cannot be bound"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=problem):
+            model.bind({"x": wrong})
+    with pytest.raises(InputError, match="overlaps input 'x'"):
+        model.bind({"x": x}, [x, None])
+    with pytest.raises(InputError, match="3 outputs are given"):
+        model.bind({"x": x}, [None, None, None])
 
 
 def test_wrong_objectives() -> None:

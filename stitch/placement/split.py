@@ -7,8 +7,9 @@
 
 A share is a number of whole tiles. A device's time for n tiles rises with n, so the best shares are found by giving one
 tile after another to the device that would be done with it first: what that leaves as the largest time is the minimum,
-since it picks the smallest of all times that any shares could have, tile by tile. Every way is tried, and every single
-device; the cheapest wins.
+since it picks the smallest of all times that any shares could have, tile by tile. The cores of a device take its tiles
+in rounds. Every way is tried, and every single device; the cheapest wins. `stitch.placement.sharing` decides with it
+for core sets in one memory.
 """
 
 from __future__ import annotations
@@ -83,11 +84,12 @@ def choose(
     home: int = 0,
     start: float = 0.0,
 ) -> Split:
-    """The fastest way to run an operator whose input lies on the device `home`, where its result is wanted.
+    """The fastest way to run an operator whose input lies on the device `home`, where its result is wanted, with all
+    cores of each device that takes part.
 
     `start`: seconds to set a device other than home to work, and to wait for it. Transfers to different devices
     overlap. Raises NoDevice."""
-    costs = _Costs(operator, links, home, start)
+    costs = _Costs(operator, links, home, start, [d.cores for d in devices])
     able = [d for d, seconds in enumerate(operator.seconds) if math.isfinite(seconds)]
     if not able:
         raise NoDevice(operator.kind, devices=[d.name for d in devices])
@@ -103,8 +105,11 @@ def choose(
 
 
 class _Costs:
-    def __init__(self, operator: Operator, links: Sequence[Sequence[Link]], home: int, start: float) -> None:
+    def __init__(
+        self, operator: Operator, links: Sequence[Sequence[Link]], home: int, start: float, cores: Sequence[int] = ()
+    ) -> None:
         self.operator = operator
+        self.cores = cores or [1] * len(operator.seconds)
         self.links = links
         self.home = home
         self.start = start
@@ -115,7 +120,8 @@ class _Costs:
         extent = o.rows if way == "rows" else o.columns
         part = count / extent
         tile = o.tile[0 if way == "rows" else 1]
-        whole = math.ceil(count / tile) / math.ceil(extent / tile)  # the last tile takes as long as any
+        cores = self.cores[device]
+        whole = _rounds(count, tile, cores) / _rounds(extent, tile, cores)
         total = o.seconds[device] * whole
         if device == self.home:
             return total
@@ -129,6 +135,11 @@ class _Costs:
         o = self.operator
         reach = (o.rows - 1) * o.stride + o.window
         return min(1.0, ((rows - 1) * o.stride + o.window) / reach)
+
+
+def _rounds(count: int, tile: int, cores: int) -> int:
+    """How often a core takes a tile until all are done; the last tile takes as long as any."""
+    return math.ceil(math.ceil(count / tile) / cores)
 
 
 def _divided(costs: _Costs, way: Way, able: Sequence[int]) -> Split | None:

@@ -7,7 +7,7 @@ simulated with its queues.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,12 @@ from stitch.errors import StitchError
 if TYPE_CHECKING:
     from stitch.placement.problem import Pipeline, Problem
     from stitch.simulate.events import Run
+    from stitch.simulate.model import Loaded
     from stitch.stitching.schedule import Stitched
     from stitch.topology import Board
 
 OTHERWISE = 1  # the extent of a symbol that --size does not name
-SHOWN = 8  # inputs in the picture
+SHOWN = 8  # inputs in the picture, and kernels that are told of one by one
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -53,27 +54,45 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> None:
     from stitch import boardfile
-    from stitch.placement import latency
     from stitch.simulate.model import problem_of, sizes_of
 
     if args.objective == "latency" and args.svg is not None:
         raise StitchError("a picture shows the stages of a pipeline", "leave out --svg, or --objective latency")
     board = boardfile.load(args.board)
     stitched = stitch_for(Path(args.model), board)
+    sizes = sizes_of(stitched, dict(args.size))
     try:
-        loaded = problem_of(stitched, board, sizes_of(stitched, dict(args.size)))
+        loaded = problem_of(stitched, board, sizes)
     except ValueError as problem:  # rates that nobody knows
         raise StitchError(f"the board {args.board!r} cannot be simulated: {problem}") from None
     print(f"{len(loaded.work)} kernels on {board.about or board.name}; {_total(loaded.work)}")
     _print_alone(loaded.problem)
     if args.objective == "latency":
-        found = latency.place(loaded.problem)
-        counts = [found.devices.count(d) for d in range(len(board.clusters))]
-        where = ", ".join(f"{n} on {c.name}" for n, c in zip(counts, board.clusters, strict=True))
-        kind = "no placement takes less" if found.exact else "found by a beam: there may be better ones"
-        print(f"one input: {1e3 * found.seconds:.4g} ms, kernels {where} ({kind})")
+        _one_input(stitched, loaded, board, sizes)
         return
     _pipeline(args, loaded.problem, board)
+
+
+def _one_input(stitched: Stitched, loaded: Loaded, board: Board, sizes: Mapping[str, int]) -> None:
+    """A device for each kernel, the fastest with the help of the others."""
+    from stitch.placement import latency, sharing
+    from stitch.simulate.team import team_of
+
+    team = team_of(stitched, loaded, board, sizes)
+    names = [k.name for k in stitched.kernels]
+    without = latency.place(loaded.problem)
+    found = latency.place(sharing.help_out(loaded.problem, team.lead, [team.saved(name) for name in names]))
+    counts = [found.devices.count(d) for d in range(len(board.clusters))]
+    where = ", ".join(f"{n} on {c.name}" for n, c in zip(counts, board.clusters, strict=True))
+    kind = "no placement takes less" if found.exact else "found by a beam: there may be better ones"
+    print(f"one input: {1e3 * found.seconds:.4g} ms, kernels {where} ({kind})")
+    shared = [p for p in team.phases(names) if p.shared and found.devices[names.index(p.kernel)] == team.lead]
+    if shared:
+        print(f"{len(shared)} of them shared by clusters; {1e3 * without.seconds:.4g} ms without that")
+        for p in sorted(shared, key=lambda p: -min(p.alone))[:SHOWN]:
+            parts = ", ".join(f"{c.name} {n}" for c, n in zip(board.clusters, p.pieces, strict=True))
+            alone = ", ".join(f"{c.name} {1e3 * s:.4g}" for c, s in zip(board.clusters, p.alone, strict=True))
+            print(f"    {p.kernel:<5}  {p.way:<7}  {parts}: {1e3 * p.seconds:.4g} ms; alone {alone}")
 
 
 def stitch_for(model: Path, board: Board) -> Stitched:
