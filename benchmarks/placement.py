@@ -1,6 +1,6 @@
 """Placement on a described board: pipelines over core clusters, exact and by Pipe-it's heuristic.
 
-    python -m benchmarks.placement [--fit] [--seeds N] [--scale]
+    python -m benchmarks.placement [--fit] [--seeds N] [--scale] [--record]
 
 The board is a Kirin 970 whose rates are fitted to the throughput of five networks on each of its clusters (`--fit`
 prints that fit, for `stitch/boards/kirin970.toml`). So that a pipeline over both is faster than one follows from the
@@ -25,6 +25,7 @@ from functools import partial
 
 import numpy as np
 
+from benchmarks import results
 from benchmarks.published import PUBLISHED, Network, networks
 from stitch import boardfile, target
 from stitch.fitting import nonnegative
@@ -46,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true", help="fit the board's rates")
     parser.add_argument("--seeds", type=int, default=50, metavar="N", help="for each error (default 50)")
+    parser.add_argument("--record", action="store_true", help="write the tables to benchmarks/RESULTS.md")
     parser.add_argument("--scale", action="store_true", help="how long the search takes")
     args = parser.parse_args()
     if args.scale:
@@ -57,8 +59,12 @@ def main() -> None:
         fit(found)
         return
     problems = [(n.name, problem_of(n.stitched, board, {}).problem) for n in found]
-    throughputs(problems, board)
-    errors(problems, args.seeds)
+    text = [*throughputs(problems, board), "", *errors(problems, args.seeds)]
+    print("\n".join(text))
+    if args.record:
+        results.record(
+            "placement", "Placement on a Kirin 970 that is only described", "\n".join([results.origin(), "", *text])
+        )
 
 
 # ------------------------------------------------------------------ calibration
@@ -85,10 +91,12 @@ def fit(found: Sequence[Network]) -> None:
 # ------------------------------------------------------------------ throughput
 
 
-def throughputs(problems: Sequence[tuple[str, Problem]], board: Board) -> None:
-    print("\nImages/s on the Kirin 970 as calibrated; in brackets what was published for the cluster.\n")
-    print("| network | kernels | 4xA53 | 4xA73 | exact | gain | Pipe-it's heuristic | of the optimum | sum of both |")
-    print("|---|---|---|---|---|---|---|---|---|")
+def throughputs(problems: Sequence[tuple[str, Problem]], board: Board) -> list[str]:
+    lines = ["Images/s on the Kirin 970 as calibrated; in brackets what was published for the cluster.", ""]
+    lines.append(
+        "| network | kernels | 4xA53 | 4xA73 | exact | gain | Pipe-it's heuristic | of the optimum | sum of both |"
+    )
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     gains, shares = [], []
     for name, problem in problems:
         a73, a53 = (sum(item.seconds[d][-1] for item in problem.items) for d in (0, 1))
@@ -98,16 +106,17 @@ def throughputs(problems: Sequence[tuple[str, Problem]], board: Board) -> None:
         shares.append(share)
         low, high = PUBLISHED[name]
         both = 1 / a53 + 1 / a73
-        print(
+        lines.append(
             f"| {name} | {len(problem.items)} | {1 / a53:.1f} ({low}) | {1 / a73:.1f} ({high}) "
             f"| {1 / best.bottleneck:.1f}, {len(best.stages)} stages | {100 * (gain - 1):+.0f} % "
             f"| {1 / other.bottleneck:.1f}, {len(other.stages)} stages | {100 * share:.1f} % | {both:.1f} |"
         )
-    print(f"| mean | | | | | {100 * (np.mean(gains) - 1):+.0f} % | | {100 * np.mean(shares):.1f} % | |")
-    print(
-        "\nThe gain over 4xA73 follows from the calibration and proves nothing about it. It may exceed the sum of both"
+    lines.append(f"| mean | | | | | {100 * (np.mean(gains) - 1):+.0f} % | | {100 * np.mean(shares):.1f} % | |")
+    said = (
+        "The gain over 4xA73 follows from the calibration and proves nothing about it. It may exceed the sum of both "
+        "clusters, since each gets the kernels that the fit says it is better at."
     )
-    print("clusters, since each gets the kernels that the fit says it is better at.")
+    return [*lines, "", said]
 
 
 # ------------------------------------------------------------------ wrong predictions
@@ -134,10 +143,10 @@ def _width(error: float) -> float:
     return low
 
 
-def errors(problems: Sequence[tuple[str, Problem]], seeds: int) -> None:
-    print(f"\nThroughput kept when the times are wrong; {seeds} seeds: mean, and the worst tenth.\n")
-    print("| network | search | " + " | ".join(f"{100 * e:.0f} %" for e in ERRORS) + " |")
-    print("|---|---|" + "---|" * len(ERRORS))
+def errors(problems: Sequence[tuple[str, Problem]], seeds: int) -> list[str]:
+    lines = [f"Throughput kept when the times are wrong; {seeds} seeds: mean, and the worst tenth.", ""]
+    lines.append("| network | search | " + " | ".join(f"{100 * e:.0f} %" for e in ERRORS) + " |")
+    lines.append("|---|---|" + "---|" * len(ERRORS))
     for name, problem in problems:
         best = throughput.place(problem).bottleneck
         for label, search in SEARCHES.items():
@@ -149,7 +158,8 @@ def errors(problems: Sequence[tuple[str, Problem]], seeds: int) -> None:
                     kept.append(best / max(stage_seconds(problem, search(wrong).stages)))
                 worst = float(np.mean(sorted(kept)[: max(1, seeds // 10)]))
                 cells.append(f"{100 * np.mean(kept):.1f} % ({100 * worst:.1f})")
-            print(f"| {name} | {label} | " + " | ".join(cells) + " |", flush=True)
+            lines.append(f"| {name} | {label} | " + " | ".join(cells) + " |")
+    return lines
 
 
 # ------------------------------------------------------------------ how long it takes

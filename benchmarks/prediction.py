@@ -65,7 +65,7 @@ def main() -> None:
     text += ["", *tables("not seen", rows(unseen, rates, asked.threads))]
     print("\n".join(text))
     if asked.record:
-        results.record("prediction", "What the cost model predicts", "\n".join(text))
+        results.record("prediction", "What the cost model predicts", "\n".join([results.origin(), "", *text]))
 
 
 def samples(name: str, threads: int) -> list[Sample]:

@@ -26,7 +26,7 @@ BUSY = "The machine was busy with other work: figures of more than one thread ar
 
 def record(name: str, title: str, text: str) -> None:
     """Put a section in its place, and the others stay as they are."""
-    found = dict(re.findall(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->\n", _read(), re.DOTALL))
+    found = dict(re.findall(r"<!-- begin ([\w-]+) -->\n(.*?)<!-- end \1 -->\n", _read(), re.DOTALL))
     found[name] = f"## {title}\n\n{text.strip()}\n"
     names = [n for n in ORDER if n in found] + [n for n in found if n not in ORDER]
     sections = [f"<!-- begin {n} -->\n{found[n]}<!-- end {n} -->\n" for n in names]

@@ -3,6 +3,7 @@
     python -m benchmarks.streaming --overhead [--items N]
     python -m benchmarks.streaming PATH ... [--seconds S] [--record]
     python -m benchmarks.streaming PATH ... --slow 0.4           with a quota on the second core
+    python -m benchmarks.streaming PATH --picture FILE.svg       who worked on which input when, as measured
 
 PATH is an exported network with its NAME.json beside it (`make exports`). The model is cut by predicted times, so run
 `stitch calibrate` first. In turn for some rounds: the whole model on one core, on two threads, and streamed through two
@@ -20,6 +21,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from stitch.partition import borders
 from stitch.pipelined import PlacedModel
 from stitch.runtime.pipeline import Pipeline
 from stitch.runtime.stage import Stage
+from stitch.simulate import gantt
+from stitch.simulate.events import Run, Span
 
 ROUNDS = 5
 TRIES = 4
@@ -244,18 +248,54 @@ def overhead_of_a_model(items: int) -> None:
     print(f"a small network, {a:.1f} us a run: streamed {b:.1f} us an item, in two stages {c:.1f}")
 
 
+def picture(path: Path, items: int = 12, shown: int = 8) -> str:
+    """What two stages of a core each did with so many inputs, after the stream has filled."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    model = optimize(path, devices=[f"cpu:{c}" for c in cpus], objective="throughput", sizes=sizes_of(path))
+    assert isinstance(model, PlacedModel)
+    spans: list[Span] = []
+
+    def timed(number: int, stage: Stage) -> Stage:
+        count = itertools.count()
+
+        def run(inputs: Any, outputs: Any) -> Any:
+            item, begin = next(count), time.perf_counter()
+            results = stage.run(inputs, outputs)
+            spans.append(Span(number, item, begin, time.perf_counter()))
+            return results
+
+        return replace(stage, run=run)
+
+    stages = [timed(k, stage) for k, stage in enumerate(model.pipeline.stages)]
+    feed = [feed_of(path)[port.name] for port in model.bundle.inputs]
+    with Pipeline(stages, model.pipeline.results).stream([feed] * (2 * items), list, list) as results:
+        for _ in results:
+            pass
+    kept = [s for s in spans if s.item >= items]
+    start = min(s.begin for s in kept)
+    moved = [Span(s.resource, s.item - items, s.begin - start, s.end - start) for s in kept]
+    last = sorted(s.end for s in moved if s.resource == len(stages) - 1)
+    done = Run(len(stages), tuple(moved), (), tuple(last), ())
+    names = [f"{s.device}: {s.first} to {s.last}" for s in model.decision.stages]
+    return gantt.svg(done, names, f"{path.stem} in two stages, as measured", last[shown - 1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--slow", type=float, metavar="SHARE", help="the share of its time that the second core gets")
     parser.add_argument("--record", action="store_true", help="write the table to benchmarks/RESULTS.md")
     parser.add_argument("--overhead", action="store_true")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="an SVG of the first model's stages")
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=0.5)
     args = parser.parse_args()
     if args.overhead:
         overhead(args.items)
         overhead_of_a_model(args.items)
+    if args.picture is not None:
+        args.picture.write_text(picture(args.paths[0]))
+        return
     lines: list[str] = []
     if args.paths and args.slow is None:
         lines.append("| model | predicted ms | one core /s | two threads /s | two stages /s | of one | of two |")
@@ -270,7 +310,7 @@ def main() -> None:
     if args.record and lines:
         name = "streaming" if args.slow is None else "streaming-slow"
         title = "Two stages of one core" if args.slow is None else "Two stages, one of them slowed"
-        results.record(name, title, "\n".join(lines))
+        results.record(name, title, "\n".join([results.origin(), "", *lines]))
 
 
 if __name__ == "__main__":
