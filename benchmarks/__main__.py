@@ -27,6 +27,8 @@ Speed, each a command of its own; --record writes its table into benchmarks/RESU
       where a model's time goes, kernel by kernel, with loop programs; --peer: onnxruntime's profile
   python -m benchmarks.placement [--fit | --scale] [--seeds N]
       pipelines on a simulated Kirin 970, exact and by Pipe-it's heuristic, also with wrong predictions
+  python -m benchmarks.sharing PATH ... [--slow SHARE | --quota SHARE]
+      one input on two cores that share operators, also where one is slower, or stopped now and then
   python -m benchmarks.contract
       the multiply-add micro-kernels beside the processor's limit
   python -m benchmarks.demo [MODEL]

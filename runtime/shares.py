@@ -7,13 +7,17 @@ have weights, given as a table of i32:
 
 The chunks, at most as many as the table says, are dealt in proportion to the weights. A member without weight takes no
 part: it claims nothing, not even what others leave. The caller, which is member 0, must have one.
+
+Whoever has done its own share takes of others', if it would be done before these come to it. One that is slow, of less
+weight than the most, and needs n times as long for a chunk as all others together, leaves the last n - 1 to them: else
+they would wait for it in the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-SHARE, CPUS = 16, 24  # byte offsets in a member; CPUS: a pointer to bits of CPUs, null: it runs anywhere
+SHARE, CPUS, LEAST = 16, 24, 32  # byte offsets in a member; CPUS: a pointer to bits of CPUs, null: it runs anywhere
 ABSENT = 1  # the share of a member without weight: it ends before it begins, which no other share comes to
 CPU_BYTES = 128  # of such bits, as in glibc's cpu_set_t
 
@@ -27,7 +31,17 @@ define internal i64 @claimable(ptr %team, i64 %worker, i64 %word) {
   %share_at = getelementptr i8, ptr %team, i64 %plus
   %share = load atomic i64, ptr %share_at acquire, align 8
   %absent = icmp eq i64 %share, $ABSENT
-  %some = select i1 %absent, i64 0, i64 %left
+  %begin = and i64 %share, 4294967295
+  %end = lshr i64 %share, 32
+  %own = icmp ult i64 %begin, %end
+  %least_plus = add i64 %offset, $LEAST_AT
+  %least_at = getelementptr i8, ptr %team, i64 %least_plus
+  %least = load atomic i64, ptr %least_at monotonic, align 8
+  %enough = icmp uge i64 %left, %least
+  %may = or i1 %own, %enough
+  %not_absent = xor i1 %absent, 1
+  %both = and i1 %may, %not_absent
+  %some = select i1 %both, i64 %left, i64 0
   ret i64 %some
 }
 
@@ -38,16 +52,19 @@ entry:
 sum:
   %k = phi i64 [0, %entry], [%k_next, %sum]
   %before = phi i64 [0, %entry], [%all_weights, %sum]
+  %most_before = phi i64 [0, %entry], [%most, %sum]
   %k_next = add i64 %k, 1
   %weight_k_index = add i64 %k, 2
   %weight_k_at = getelementptr i32, ptr %table, i64 %weight_k_index
   %weight_k = load i32, ptr %weight_k_at
   %weight_k_wide = zext i32 %weight_k to i64
   %all_weights = add i64 %before, %weight_k_wide
+  %most = call i64 @llvm.smax.i64(i64 %most_before, i64 %weight_k_wide)
   %summed = icmp sge i64 %k_next, %size
   br i1 %summed, label %deal, label %sum
 deal:
   %total = phi i64 [%size, %entry], [%all_weights, %sum], [%total, %give]
+  %greatest = phi i64 [1, %entry], [%most, %sum], [%greatest, %give]
   %member = phi i64 [0, %entry], [0, %sum], [%member_next, %give]
   %from = phi i64 [0, %entry], [0, %sum], [%to, %give]
   %so_far = phi i64 [0, %entry], [0, %sum], [%reached, %give]
@@ -65,8 +82,8 @@ give:
   %all = mul i64 %reached, %chunks
   %half = lshr i64 %total, 1
   %less = sub i64 %total, 1
-  %more = select i1 %weighted, i64 %half, i64 %less
-  %padded = add i64 %all, %more
+  %rest = select i1 %weighted, i64 %half, i64 %less
+  %padded = add i64 %all, %rest
   %to = udiv i64 %padded, %total
   %to_high = shl i64 %to, 32
   %part = or i64 %to_high, %from
@@ -77,6 +94,19 @@ give:
   %share_offset = mul i64 %member, $MEMBER
   %share_plus = add i64 %share_offset, $SHARE_AT
   %share_at = getelementptr i8, ptr %team, i64 %share_plus
+  %four = mul i64 %weight, 4
+  %three = mul i64 %greatest, 3
+  %below = icmp ult i64 %four, %three
+  %slow = and i1 %below, %other
+  %divisor = call i64 @llvm.smax.i64(i64 %weight, i64 1)
+  %others = sub i64 %total, %weight
+  %others_padded = add i64 %others, %divisor
+  %others_more = sub i64 %others_padded, 1
+  %turns = udiv i64 %others_more, %divisor
+  %least = select i1 %slow, i64 %turns, i64 0
+  %least_plus = add i64 %share_offset, $LEAST_AT
+  %least_at = getelementptr i8, ptr %team, i64 %least_plus
+  store atomic i64 %least, ptr %least_at monotonic, align 8
   store atomic i64 %share, ptr %share_at release, align 8
   %dealt = icmp sge i64 %member_next, %size
   br i1 %dealt, label %done, label %deal

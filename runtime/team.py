@@ -23,7 +23,7 @@ of others' shares.
 * Chunks differ by one task at most, and there are as many for each member, if there are enough for all.
 * Members may be on unlike processors: `stitch_share` takes a table of weights (how many members, how many chunks at
   most, a weight for each member), and deals the chunks in their proportion. A member of no weight takes no part in the
-  region: a slow one that took the last chunk would delay all others. Member 0, the caller, always takes part.
+  region, and a slow one leaves the last chunks to others: it would delay them. Member 0, the caller, may take any.
 * The caller waits only for chunks that were claimed, so that a worker which the system does not let run, beside a
   busy neighbour or throttled by a quota, delays nothing unless it is stopped inside a chunk. There are several
   chunks per worker to keep that short. A caller that waits sleeps after a while: to spin, or to yield again and
@@ -576,6 +576,7 @@ def ir(triple: str) -> str:
         "PIN": "call void @pin(ptr %member)" if linux else "",
         **{name: value for name, value in vars(shares).items() if name.isupper() and isinstance(value, int)},
         "SHARE_AT": MEMBERS + shares.SHARE,
+        "LEAST_AT": MEMBERS + shares.LEAST,
         "CLOCK": 6 if apple else 1,
         "SIGBUS": 10 if apple else 7,
         "SIG_SETMASK": 3 if apple else 2,

@@ -67,6 +67,11 @@ def test_simulate(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
     for board in ("raspberry_pi5", "x86_hybrid"):
         assert cli.main(["simulate", model, "--board", board, "--objective", "latency"]) == 0
         assert "(no placement takes less)" in capsys.readouterr().out
+    large = ["--size", "batch=64", "--size", "seq=128"]
+    assert cli.main(["simulate", model, "--board", "x86_hybrid", "--objective", "latency", *large]) == 0
+    told = capsys.readouterr().out
+    assert "of them shared by clusters" in told
+    assert "ms; alone p " in told
 
 
 def test_show(model: str, capsys: pytest.CaptureFixture[str]) -> None:

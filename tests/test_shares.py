@@ -24,7 +24,7 @@ from tests.graphs import Case, graphs
 
 CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
-# args: for each task, which worker ran it and on which CPU; each task takes a while, so that all workers get some
+# args: for each task, which worker ran it and on which CPU; the microseconds of a task, below zero: of the caller's
 IR = """
 declare void @stitch_share(ptr, ptr, ptr, i64, i64, ptr)
 declare i32 @sched_getcpu()
@@ -53,7 +53,12 @@ task:
   store i64 %wide, ptr %cpu_at
   %time_at = getelementptr i64, ptr %args, i64 2
   %time = load i64, ptr %time_at
-  %short = trunc i64 %time to i32
+  %negative = icmp slt i64 %time, 0
+  %positive = sub i64 0, %time
+  %caller = icmp eq i64 %worker, 0
+  %callers = select i1 %caller, i64 %positive, i64 0
+  %own_time = select i1 %negative, i64 %callers, i64 %time
+  %short = trunc i64 %own_time to i32
   call i32 @usleep(i32 %short)
   %next = add i64 %i, 1
   br label %loop
@@ -175,6 +180,18 @@ def test_members_without_weight_take_no_part(library: cpu.Library, size: int) ->
     team.stop(10)
     workers, _ = shared(library, team, 40, table(8, [1] * size))
     assert not workers.any(), "the caller does what is left when all workers are gone"
+
+
+def test_a_slow_member_leaves_the_last_chunks_to_others(library: cpu.Library) -> None:
+    """Of eight chunks the caller has six, and takes long; the other is done with its own at once, and takes over all
+    but the last two. An equal one would leave only that which the caller is at."""
+    for weights, most in (([3, 1], 5), ([4, 3], 7)):
+        team, taken = Team(2, cpu.support()), []
+        for _ in range(60):
+            workers, _ = shared(library, team, 8, table(8, weights), micros=-2000)
+            taken.append(int((workers == 1).sum()))
+        assert max(taken) == most, (weights, taken)
+        team.stop(10)
 
 
 @linux
