@@ -20,7 +20,10 @@ def flatnonzero(attrs: Attrs, x: Array) -> tuple[Array, ...]:
 
 
 def nonzero(attrs: Attrs, x: Array) -> tuple[Array, ...]:
-    return (np.array(np.nonzero(np.atleast_1d(x)), np.int64).reshape(max(x.ndim, 0), -1),)
+    """Positions in as many rows as x has axes: none for a scalar."""
+    if x.ndim == 0:
+        return (np.zeros((0, np.count_nonzero(x)), np.int64),)
+    return (np.array(np.nonzero(x), np.int64).reshape(x.ndim, -1),)
 
 
 def unique(attrs: Attrs, x: Array) -> tuple[Array, ...]:

@@ -110,7 +110,10 @@ def _resized(
 
 
 def _wide(x: Value) -> np.dtype:
-    return dtypes.compute(x.dtype) if dtypes.is_float(x.dtype) else dtypes.FLOAT32
+    """The type to compute in, which holds every element of x but the largest 64-bit integers."""
+    if dtypes.is_float(x.dtype):
+        return dtypes.compute(x.dtype)
+    return dtypes.FLOAT32 if x.dtype.itemsize <= 2 else dtypes.FLOAT64
 
 
 def _plans(
@@ -247,6 +250,8 @@ def _positions(b: Builder, plan: Sampling, dtype: np.dtype) -> Value:
             return b.div(b.mul(i, down), up)
         case "half_pixel":
             return middle()
+        case "tf_half_pixel_for_nn":
+            return b.add(middle(), 0.5)
         case "pytorch_half_pixel":
             return b.where(b.eq(_number(b, plan.out, dtype), 1.0), 0.0, middle())
         case "half_pixel_symmetric":
