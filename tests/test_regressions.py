@@ -259,3 +259,17 @@ def test_a_thousand_elementwise_operators_in_a_row() -> None:
     nodes = [node("Sigmoid", [f"v{i}" if i else "x"], [f"v{i + 1}"]) for i in range(1100)]
     (y,) = run(nodes, (3, 9), ["v1100"], {}, X)
     np.testing.assert_allclose(y, 0.6590461, rtol=1e-5)  # the fixed point
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_what_lies_outside_of_an_image_is_zero_whatever_lies_at_its_edge(mode: str) -> None:
+    """The pixel at the edge was read instead, times zero: not a number where it is infinite."""
+    x = np.full((1, 1, 4, 4), np.inf, np.float32)
+    grid = np.array([[[[-4, 0], [4, 4], [0, -4]]]], np.float32)
+    (y,) = run([node("GridSample", ["x", "g"], ["y"], mode=mode)], (1, 1, "h", "w"), ["y"], {"g": grid}, x)
+    np.testing.assert_array_equal(y, np.zeros((1, 1, 1, 3)))
+    offset = np.full((1, 8, 2, 2), 9, np.float32)
+    weight = np.ones((1, 1, 2, 2), np.float32)
+    nodes = [node("DeformConv", ["x", "k", "o"], ["y"], kernel_shape=[2, 2])]
+    (y,) = run(nodes, (1, 1, 4, 4), ["y"], {"k": weight, "o": offset}, x)
+    np.testing.assert_array_equal(y, np.zeros((1, 1, 2, 2)))
