@@ -21,6 +21,7 @@ from stitch.evaluate import evaluate
 from stitch.graph import Graph
 from stitch.importer import load
 from stitch.inputs import Shapes, input_shapes
+from stitch.ops import registry
 from stitch.weights import Folder, lift
 from tests.real_models import Case, case, parametrize
 
@@ -423,6 +424,13 @@ def broken(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
 def test_contradictions(proto: onnx.ModelProto, words: str) -> None:
     with pytest.raises(InvalidModel, match=words):
         load(proto)
+
+
+def test_operator_sets_of_the_future() -> None:
+    assert onnx.defs.onnx_opset_version() <= registry.NEWEST, "read what is new, then raise NEWEST"
+    load(model(RELU, opset=registry.NEWEST))
+    with pytest.raises(UnsupportedOperator, match=r"opset 29.*of node 'act'.*known up to 28"):
+        load(model(RELU, opset=registry.NEWEST + 1))
 
 
 MIXED = "must have one type, but are float32 and"
