@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import stitch
-from stitch.errors import InvalidModel, SymbolConflict
+from stitch.errors import InvalidModel, SymbolConflict, WrongShape
 
 Array = np.ndarray[Any, Any]
 node = helper.make_node
@@ -273,3 +273,11 @@ def test_what_lies_outside_of_an_image_is_zero_whatever_lies_at_its_edge(mode: s
     nodes = [node("DeformConv", ["x", "k", "o"], ["y"], kernel_shape=[2, 2])]
     (y,) = run(nodes, (1, 1, 4, 4), ["y"], {"k": weight, "o": offset}, x)
     np.testing.assert_array_equal(y, np.zeros((1, 1, 2, 2)))
+
+
+def test_extents_that_no_array_can_have() -> None:
+    """A zero broadcast to them was more than numpy can view; and their product, in 64 bits, was nothing at all."""
+    for shape in ((2**62, 2**62), (2**32, 2**32)):
+        with pytest.raises(WrongShape):
+            run([node("Relu", ["x"], ["r"]), node("Add", ["r", "one"], ["y"])], shape, ["y"],
+                {"one": np.ones(1, np.float32)}, X)  # fmt: skip
