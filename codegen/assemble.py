@@ -196,10 +196,10 @@ class _Assembly:
 
     def _bindings(self) -> tuple[tuple[int, int, int], ...]:
         return tuple(
-            (self.order[str(d)], i, axis)
+            (self.order[name], i, axis)
             for i, v in enumerate(self.graph.inputs)
             for axis, d in enumerate(v.given)
-            if str(d) in self.order and not isinstance(d, int)
+            if (name := dims.lone(d)) is not None
         )
 
     def _host_constants(self) -> list[Value]:
@@ -329,18 +329,18 @@ class _Assembly:
             (i, axis)
             for i, v in enumerate(self.graph.inputs)
             for axis, d in enumerate(v.given)
-            if not isinstance(d, int) and _names(d) != {str(d)}
+            if not isinstance(d, int) and dims.lone(d) is None
         ]
 
     def _host_step(self, kernel: Kernel) -> plan.HostStep:
         node: Node | None = kernel.opaque
         assert node is not None
-        bound = {str(d) for v in self.graph.inputs for d in v.given}
+        bound = {dims.lone(d) for v in self.graph.inputs for d in v.given}
         binds = []
         for k, v in enumerate(node.outputs):
             for axis, d in enumerate(v.shape):
-                if not isinstance(d, int) and _names(d) == {str(d)} and str(d) not in bound:
-                    binds.append((k, axis, self.order[str(d)]))
+                if (name := dims.lone(d)) is not None and name not in bound:
+                    binds.append((k, axis, self.order[name]))
         attrs = {k: v for k, v in node.attrs.items() if k not in ("function", "shapes")}
         return plan.HostStep(
             node.attrs["function"], attrs, tuple(self.slot_of[v] for v in node.inputs),

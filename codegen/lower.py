@@ -372,23 +372,25 @@ def indices(n: Nest) -> list[tuple[Buffer | None, Index, bool]]:
     out: list[tuple[Buffer | None, Index, bool]] = []
     seen: set[int] = set()
 
-    def visit(e: Expr) -> None:
-        if id(e) in seen:
-            return
-        seen.add(id(e))
-        match e:
-            case Read():
-                out.append((e.buffer, e.index, False))
-            case Position():
-                out.append((None, e.index, False))
-            case Apply():
-                for a in e.args:
-                    visit(a)
-            case Guarded():
-                out.extend((None, b.index, False) for b in e.bounds)
-                visit(e.value)
-            case _:
-                pass
+    def visit(root: Expr) -> None:
+        stack = [root]
+        while stack:
+            e = stack.pop()
+            if id(e) in seen:
+                continue
+            seen.add(id(e))
+            match e:
+                case Read():
+                    out.append((e.buffer, e.index, False))
+                case Position():
+                    out.append((None, e.index, False))
+                case Apply():
+                    stack += reversed(e.args)
+                case Guarded():
+                    out.extend((None, b.index, False) for b in e.bounds)
+                    stack.append(e.value)
+                case _:
+                    pass
 
     for s in (*n.body, *n.after):
         if isinstance(s, Store):

@@ -45,7 +45,9 @@ class Null:
 
     def load(self, artifact: Artifact) -> Run:
         def run(arrays: list[np.ndarray], outputs: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:
-            sizes = {artifact.symbols[s]: arrays[i].shape[axis] for s, i, axis in reversed(artifact.bindings)}
+            sizes = {
+                str(artifact.inputs[i].shape[axis]): arrays[i].shape[axis] for _, i, axis in artifact.bindings[::-1]
+            }
             given = outputs if outputs is not None else [None] * len(artifact.outputs)
             results = []
             for port, own in zip(artifact.outputs, given, strict=True):

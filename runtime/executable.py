@@ -19,6 +19,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, NoReturn
 
 import numpy as np
@@ -74,7 +75,7 @@ class Executable:
         team: Team | None = None,
     ) -> None:  # fmt: skip
         self.artifact = artifact
-        self.threads = threads or knobs.current().threads or available_cores()
+        self.threads = team_size(threads) if threads is not None else knobs.current().threads or available_cores()
         native = [step for step in artifact.steps if isinstance(step, NativeStep)]
         self._support = cpu.support()
         names = {name for step in native for name in (step.entry, step.layout) if name}
@@ -348,6 +349,13 @@ class Executable:
     def _address(self, name: str) -> int:
         assert self._library is not None
         return self._library[name]
+
+
+def team_size(threads: int) -> int:
+    """The size of a team, which code relies on. Raises ValueError."""
+    if isinstance(threads, bool) or not isinstance(threads, Integral) or not 0 < threads <= knobs.MOST_THREADS:
+        raise ValueError(f"threads is {threads!r}, but must be a whole number, 1 to {knobs.MOST_THREADS}")
+    return int(threads)
 
 
 class Processor:

@@ -70,9 +70,9 @@ class Planner:
         dims[-1] = self._threads
         places: dict[str, tuple[int, int]] = {}
         for symbol, input, axis in artifact.bindings:
-            name = artifact.symbols[symbol]
-            if name not in places:
-                places[name] = input, axis
+            text = str(artifact.inputs[input].shape[axis])  # the symbol's name, in quotes where it needs them
+            if text not in places:
+                places[text] = input, axis
                 dims[symbol] = shapes[input][axis]
         for input, port in enumerate(artifact.inputs):
             for axis, dim in enumerate(port.shape):

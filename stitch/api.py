@@ -23,7 +23,7 @@ from stitch.decision import Assignment, Objective
 from stitch.delegated import DelegatedModel, Found
 from stitch.delegated import compile as compile_delegated
 from stitch.devices import listed, parse_all
-from stitch.errors import DeviceError, PlacementError, UnsupportedOperator
+from stitch.errors import DeviceError, InvalidKnob, PlacementError, UnsupportedOperator
 from stitch.limits import within
 from stitch.model import RunnableModel, Tensor
 from stitch.pipelined import NullModel, PinnedModel, PipelinedModel, PlacedModel, Places, in_parts, unchanged
@@ -34,7 +34,7 @@ from stitch.runtime.binding import Bound
 from stitch.runtime.cache import Cache
 from stitch.runtime.delegate import Delegate, OnnxRuntime
 from stitch.runtime.device import Run
-from stitch.runtime.executable import Executable
+from stitch.runtime.executable import Executable, team_size
 from stitch.runtime.pipeline import Pipeline, single
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def optimize(
         return _on(listed(devices), model, target, cache, shapes, objective, sizes, memory, trial)
     if trial is not None:
         raise ValueError("a trial goes with a device to try, as in devices=['cpu', 'onnxruntime']")
+    threads = None if threads is None else team_size(threads)
     machine, store, key = _prepared(model, target, cache, shapes)
     artifact = store.load(key) if key else None
     if artifact is None or not unchanged(artifact.report):
@@ -229,7 +230,12 @@ def _prepared(
 ) -> tuple[targets.Target, Cache, str]:
     """The machine, the cache, and what the model is kept under there; "" where nothing is."""
     settings = knobs.current()
-    machine = _target(target or settings.target)
+    try:
+        machine = _target(target or settings.target)
+    except ValueError as problem:
+        if target:
+            raise
+        raise InvalidKnob("STITCH_TARGET", given=settings.target, expected=f"a target: {problem}") from None
     if settings.vector_bits is not None:
         machine = replace(machine, vector_bits=min(settings.vector_bits, machine.vector_bits))
     store = Cache(settings.cache_dir if cache else None, settings.cache_bytes)
@@ -312,6 +318,8 @@ def _file_digest(path: str | os.PathLike[str], store: Cache) -> bytes:
     file, its change time above all, which nobody can set: so a large model is not read again to find its artifact.
 
     A file that was changed just now is not remembered: a second change might not alter its times."""
+    if not os.path.isfile(path):  # a pipe, or a device without end: the importer tells
+        raise OSError("not a file")
     with open(path, "rb") as file:
         before, now = os.fstat(file.fileno()), time_ns()
         key = hashlib.sha256(repr(("contents", os.path.realpath(path), _identity(before))).encode()).hexdigest()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stitch import __version__, cli_stream, dims, knobs
-from stitch.errors import StitchError
+from stitch.errors import ResourceError, StitchError
 from stitch.simulate import command as simulate
 from stitch.sizes import checked
 
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="for programs")
     compile = commands.add_parser("compile", help="compile into the cache, and say how long that takes")
     run = commands.add_parser("run", help="run on random inputs, and say what comes out and how long it takes")
-    run.add_argument("--runs", type=int, default=10, metavar="N", help="how often (default 10)")
+    run.add_argument("--runs", type=cli_stream.positive, default=10, metavar="N", help="how often (default 10)")
     show = commands.add_parser("show", help="print what a stage of the compiler makes of a model")
     stream = cli_stream.add(commands)
     given = ((explain, _explain), (compile, _compile), (run, _run), (stream, _stream), (show, _show))
@@ -242,8 +242,12 @@ def random_feeds(model: RunnableModel, sizes: Mapping[str, int]) -> dict[str, np
         if min(shape, default=0) < 0:
             raise StitchError(f"the shape of input {port.name!r} would be {tuple(shape)}", advice="choose other sizes")
         whole = port.dtype.kind in "iub"
-        array = rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)
-        feeds[port.name] = np.asarray(array).astype(port.dtype)
+        try:
+            array = rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)
+            feeds[port.name] = np.asarray(array).astype(port.dtype)
+        except (MemoryError, ValueError, OverflowError):  # numpy's ways to say so
+            problem = f"no memory for input {port.name!r} of the shape {tuple(shape)}"
+            raise ResourceError("memory", problem, "choose smaller sizes") from None
     return feeds
 
 

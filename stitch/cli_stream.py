@@ -18,8 +18,8 @@ _SHOWN_S = 0.1  # how often the counter is written
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The command's own arguments; those that others have too are not among them."""
     parser = commands.add_parser("stream", help="run on a stream of random inputs, in stages on several sets of CPUs")
-    parser.add_argument("--items", type=_count, default=100, metavar="N", help="how many inputs (default 100)")
-    parser.add_argument("--depth", type=_count, default=2, metavar="N", help="items in flight per stage (default 2)")
+    parser.add_argument("--items", type=positive, default=100, metavar="N", help="how many inputs (default 100)")
+    parser.add_argument("--depth", type=positive, default=2, metavar="N", help="items in flight per stage (default 2)")
     parser.add_argument(
         "--devices", action="append", default=[], metavar="DEVICE",
         help="a set of CPUs, as cpu:0 or cpu:0,2-3, or another device; once for each; none: one team on all CPUs",
@@ -62,7 +62,7 @@ def progress(
             out.flush()
 
 
-def _count(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
     return int(text)

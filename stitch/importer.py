@@ -54,6 +54,7 @@ from stitch.source import (
     domain_of,
     element_type,
     graphs_of,
+    mismatch_of,
     opsets_of,
     reads_of,
     unique,
@@ -321,6 +322,12 @@ class _Importer:
         try:
             call = replace(call, inputs=self._arguments(scope, node, call))
             attributes = self._attributes(scope, node, call)
+            if domain == registry.DOMAIN and opset > registry.NEWEST:
+                raise call.unsupported(
+                    f"operator sets are known up to {registry.NEWEST}; export the model for one of them"
+                )
+            if domain == registry.DOMAIN and (reason := mismatch_of(call)) is not None:
+                raise call.invalid(reason)
             if domain == "" and node.op_type == "If":
                 results = self._branch(scope, call, attributes)
             elif registry.lookup(node.op_type, opset, domain) is not None:

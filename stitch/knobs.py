@@ -29,6 +29,7 @@ from stitch.errors import InvalidKnob, UnknownKnob
 PREFIX = "STITCH_"
 Scheme: TypeAlias = Literal["independent", "local", "regional", "global"]
 SCHEMES: tuple[Scheme, ...] = ("independent", "local", "regional", "global")
+MOST_THREADS = 4096  # more than any machine has; a team has memory for all of them
 
 
 class _Reader:
@@ -166,7 +167,8 @@ class Knobs:
     threads: int | None = field(
         default=None,
         metadata=_row(
-            _optional(_whole(1)), "Size of the thread team. None: what affinity and the cgroup's quota allow."
+            _optional(_whole(1, MOST_THREADS)),
+            "Size of the thread team. None: what affinity and the cgroup's quota allow.",
         ),
     )
     target: str | None = field(

@@ -148,7 +148,8 @@ class Artifact:
             _require(len(slot.shape) == slot.rank and 0 <= slot.offset <= end <= size, "a constant outside the blob")
         for symbol, input, axis in self.bindings:
             inside = 0 <= symbol < len(self.symbols) and 0 <= axis < len(self.inputs[input].shape)
-            _require(inside and self.inputs[input].shape[axis] == self.symbols[symbol], "a binding to another dim")
+            names = (self.symbols[symbol], _quoted(self.symbols[symbol])) if inside else ()
+            _require(self.inputs[input].shape[axis] in names, "a binding to another dim")
         self._check_steps()
 
     def _check_steps(self) -> None:
@@ -164,6 +165,11 @@ class Artifact:
                     _require(all(p < len(step.outputs) for p, _, _ in step.binds), "a host step binds no result")
         expected = [i for i, slot in enumerate(self.slots) if slot.kind in ("output", "frame")]
         _require(sorted(written) == expected, "every output and frame is written by one step")
+
+
+def _quoted(name: str) -> str:
+    """A symbol as `stitch.dims` writes it where it is no plain name, as "batch size" is not."""
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _require(condition: bool, message: str) -> None:

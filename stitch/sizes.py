@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from numbers import Integral
 
 from stitch.errors import StitchError
 
@@ -14,6 +15,6 @@ def checked(given: Mapping[str, int], symbols: Collection[str]) -> dict[str, int
             raise StitchError(
                 f"the model has no symbol {name!r}", f"its symbols are {', '.join(sorted(symbols)) or 'none'}"
             )
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 0:
             raise StitchError(f"the size of {name!r} is {size!r}, which is not a whole number from 0 on")
-    return dict(given)
+    return {name: int(size) for name, size in given.items()}

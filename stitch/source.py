@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -224,6 +225,69 @@ def _type(value: Value | None) -> onnx.TypeProto:
         return helper.make_tensor_type_proto(0, None)
     shape = [d if isinstance(d, int) else str(d) for d in value.shape]
     return helper.make_tensor_type_proto(_CODES[value.dtype], shape)
+
+
+def mismatch_of(call: Call) -> str | None:
+    """What is wrong with the types of a call's inputs, by ONNX's schema of the operator: two that must be the same and
+    are not, or one of a kind (bool, integer, float) that the operator is not defined for."""
+    formal = _formal_inputs(call.operator, call.opset, call.domain)
+    seen: dict[str, tuple[int, np.dtype]] = {}
+    for k, value in enumerate(call.inputs[: formal.count]):
+        if value is None:
+            continue
+        name, kinds = formal.at(k)
+        if _kind(value.dtype) not in kinds:
+            return f"its input {k} is {value.dtype.name}, but must be {' or '.join(sorted(kinds))}"
+        other, dtype = seen.setdefault(name, (k, value.dtype))
+        if dtype != value.dtype:
+            return f"its inputs {other} and {k} must have one type, but are {dtype.name} and {value.dtype.name}"
+    return None
+
+
+@dataclass(frozen=True)
+class _Formal:
+    """The type of each formal input, and of which kinds it may be; the last one stands for all that follow."""
+
+    inputs: tuple[tuple[str, frozenset[str]], ...] = ()
+    variadic: bool = False
+
+    @property
+    def count(self) -> int | None:
+        return None if self.variadic else len(self.inputs)
+
+    def at(self, k: int) -> tuple[str, frozenset[str]]:
+        return self.inputs[min(k, len(self.inputs) - 1)]
+
+
+@cache
+def _formal_inputs(operator: str, opset: int, domain: str) -> _Formal:
+    import onnx
+
+    try:
+        schema: Any = onnx.defs.get_schema(operator, opset, domain)
+    except (onnx.defs.SchemaError, TypeError):  # it is not ONNX's; a number beyond those of C
+        return _Formal()
+    allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+    inputs = tuple((i.type_str, _kinds(allowed.get(i.type_str, [i.type_str]))) for i in schema.inputs)
+    variadic = any(i.option == onnx.defs.OpSchema.FormalParameterOption.Variadic for i in schema.inputs)
+    return _Formal(inputs, variadic and all(i.is_homogeneous for i in schema.inputs))
+
+
+def _kinds(names: Iterable[str]) -> frozenset[str]:
+    """Of types as ONNX writes them: tensor(float16), tensor(bool)."""
+    found = set()
+    for name in names:
+        inner = name.removeprefix("tensor(").removesuffix(")")
+        found |= {k for prefix, k in _PREFIXES.items() if inner.startswith(prefix)}
+    return frozenset(found)
+
+
+_PREFIXES = {"bool": "bool", "int": "an integer", "uint": "an integer", "float": "a float", "double": "a float",
+             "bfloat": "a float"}  # fmt: skip
+
+
+def _kind(dtype: np.dtype) -> str:
+    return "bool" if dtype == dtypes.BOOL else "a float" if dtypes.is_float(dtype) else "an integer"
 
 
 def complaint_about(node: onnx.NodeProto, call: Call) -> str | None:

@@ -11,6 +11,7 @@ import contextlib
 import math
 import mmap
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias
@@ -34,6 +35,9 @@ class _Mapped(mmap.mmap):
 def map_file(path: Path, what: str) -> memoryview:
     """The bytes of a file, mapped. Raises InvalidModel, speaking of `what`, if it cannot be read."""
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a device, or a pipe: some have no end
+            raise InvalidModel(f"{what} {str(path)!r} is not a file", advice="give its bytes, or copy it to a file")
         with path.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 return memoryview(b"")

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import stitch
 from stitch import errors, knobs
+from stitch.runtime.executable import Executable
 
 ROOT = Path(__file__).resolve().parent.parent
 F32, I64 = TensorProto.FLOAT, TensorProto.INT64
@@ -188,6 +189,15 @@ def test_threads(session: stitch.CompiledModel, threads: int) -> None:
         assert got.tobytes() == want.tobytes()
 
 
+@pytest.mark.parametrize("threads", [0, -1, 5000, 1.0, True, "2"])
+def test_a_team_of_a_size_that_makes_no_sense(threads: Any) -> None:
+    """-1 went as far as the compiled code, which took it for the size of its scratch memory."""
+    with pytest.raises(ValueError, match=f"threads is {threads!r}, but must be a whole number, 1 to 4096"):
+        stitch.optimize(masked(), cache=False, threads=threads)
+    with pytest.raises(ValueError, match="must be a whole number"):
+        Executable(stitch.optimize(masked(), cache=False).artifact, threads)
+
+
 # ------------------------------------------------------------------ what goes wrong
 
 
@@ -234,6 +244,25 @@ def test_files_that_are_not_there(tmp_path: Path, cache: bool) -> None:
         stitch.optimize(tmp_path / "none.onnx", cache=cache)
     with pytest.raises(errors.InvalidModel, match="directory"):
         stitch.optimize(tmp_path, cache=cache)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_files_without_end(tmp_path: Path, cache: bool) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", tmp_path / "pipe"):
+        with pytest.raises(errors.InvalidModel, match="is not a file"):
+            stitch.optimize(path, cache=cache)
+
+
+def test_sizes_may_be_numbers_of_numpy() -> None:
+    stitch.optimize(masked(), cache=False, objective="memory", memory=1e9, sizes={"batch": np.int64(4)})
+    with pytest.raises(errors.StitchError, match=r"the size of 'batch' is 4\.0"):
+        stitch.optimize(masked(), cache=False, objective="memory", memory=1e9, sizes={"batch": 4.0})
+
+
+def test_a_knob_that_is_no_target() -> None:
+    with knobs.using(target="zilog"), pytest.raises(errors.InvalidKnob, match=r"STITCH_TARGET is 'zilog'.* no target"):
+        stitch.optimize(masked(), cache=False)
 
 
 def test_a_truncated_file(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from stitch.evaluate import evaluate
 from stitch.graph import Graph
 from stitch.importer import load
 from stitch.inputs import Shapes, input_shapes
+from stitch.ops import registry
 from stitch.weights import Folder, lift
 from tests.real_models import Case, case, parametrize
 
@@ -423,6 +424,50 @@ def broken(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
 def test_contradictions(proto: onnx.ModelProto, words: str) -> None:
     with pytest.raises(InvalidModel, match=words):
         load(proto)
+
+
+def test_operator_sets_of_the_future() -> None:
+    assert onnx.defs.onnx_opset_version() <= registry.NEWEST, "read what is new, then raise NEWEST"
+    load(model(RELU, opset=registry.NEWEST))
+    with pytest.raises(UnsupportedOperator, match=r"opset 29.*of node 'act'.*known up to 28"):
+        load(model(RELU, opset=registry.NEWEST + 1))
+
+
+MIXED = "must have one type, but are float32 and"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "other", "words"),
+    [
+        (node("Add", ["x", "w"], ["y"], name="n"), np.int64, f"node 'n': Add: its inputs 0 and 1 {MIXED} int64"),
+        (node("Max", ["x", "x", "w"], ["y"], name="n"), np.float16, f"Max: its inputs 0 and 2 {MIXED} float16"),
+        (node("Concat", ["x", "w"], ["y"], axis=0), np.float64, f"inputs 0 and 1 {MIXED} float64"),
+        (node("MatMul", ["x", "w"], ["y"]), np.float64, f"inputs 0 and 1 {MIXED} float64"),
+        (node("Clip", ["x", "", "w"], ["y"]), np.float64, f"inputs 0 and 2 {MIXED} float64"),
+        (node("Where", ["c", "x", "w"], ["y"]), np.float64, f"inputs 1 and 2 {MIXED} float64"),
+        (node("Where", ["x", "x", "x"], ["y"]), bool, "its input 0 is float32, but must be bool"),
+        (node("Gather", ["x", "x"], ["y"]), bool, "its input 1 is float32, but must be an integer"),
+        (node("And", ["x", "x"], ["y"]), bool, "its input 0 is float32, but must be bool"),
+        (node("Exp", ["w"], ["y"]), np.uint8, "its input 0 is uint8, but must be a float"),
+        (node("CumSum", ["w", "a"], ["y"]), bool, "its input 0 is bool, but must be a float or an integer"),
+    ],
+)
+def test_types_that_do_not_go_together(nodes: onnx.NodeProto, other: Any, words: str) -> None:
+    constants = [tensor("w", np.ones((3, 3)), other), tensor("c", np.ones((2, 3)), bool), tensor("a", 0, np.int64)]
+    with pytest.raises(InvalidModel, match=words):
+        load(model([nodes], initializers=constants))
+
+
+def test_types_of_their_own_that_inputs_may_have() -> None:
+    q, v = (np.random.default_rng(0).standard_normal((1, 1, n, 4)).astype(d) for n, d in ((2, "f4"), (3, "f8")))
+    nodes = [node("Attention", ["q", "k", "v"], ["a"]), node("Pow", ["a", "two"], ["y"])]
+    constants = [tensor("k", q), tensor("v", v[:, :, :2], np.float64), tensor("two", 2, np.int32)]
+    graph = load(model(nodes, [value("q", (1, 1, 2, 4))], initializers=constants, opset=23))
+    scores = np.exp(q[0, 0] @ q[0, 0].T / 2)
+    expected = (scores / scores.sum(1, keepdims=True) @ v[0, 0, :2]) ** 2
+    (y,) = run(graph, q=q)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y[0, 0], expected, rtol=1e-5)
 
 
 def test_the_last_constant_of_a_name_holds() -> None:

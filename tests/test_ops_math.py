@@ -320,6 +320,10 @@ def test_attributes_that_became_inputs() -> None:
     close(run1("Clip", x, opset=6, min=-0.5, max=0.5), x.clip(-0.5, 0.5))
     close(run1("Clip", x, opset=6, min=-0.5), x.clip(-0.5))
     close(run1("Clip", x, constants=[None, f32([0.5])]), x.clip(None, 0.5))
+    far, largest = f32([-np.inf, np.inf]), np.finfo(np.float32).max  # the bounds in opsets 6 to 10, if none are given
+    close(run1("Clip", far, opset=10, min=0.0), f32([0, largest]))
+    close(run1("Clip", far, opset=6), f32([-largest, largest]))
+    close(run1("Clip", far, opset=1), far)
     close(run1("Clip", x, constants=[f32(1), f32(-1)]), -np.ones(4))
     assert run1("Cast", x, opset=1, to="DOUBLE").dtype == np.float64
     assert run1("Cast", x, opset=5, to="INT8").dtype == np.int8

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import stitch
-from stitch.errors import InvalidModel
+from stitch.errors import InvalidModel, SymbolConflict, WrongShape
 
 Array = np.ndarray[Any, Any]
 node = helper.make_node
@@ -214,3 +214,70 @@ def test_a_window_larger_than_the_map_is_refused_by_name(operator: str, shape: S
     constants = {"w": np.ones((3, 2, 5, 5), np.float32), "b": np.ones(3, np.float32)}
     with pytest.raises(InvalidModel, match=r"the window.* negative, in the shape \(.*, -1, 4,"):
         run(nodes, shape, ["y"], constants, np.zeros((1, 2, 3, 8), np.float32))
+
+
+def test_one_known_index_of_a_symbolic_axis_is_scattered_to() -> None:
+    """-2 of an open axis is a vector of one expression, which no kernel wrote."""
+    nodes = [node("ScatterElements", ["x", "i", "u"], ["y"], axis=0, reduction="add")]
+    (y,) = run(nodes, ("n",), ["y"], {"i": ints(-2), "u": np.array([3], np.float32)}, X[0])
+    expected = X[0].copy()
+    expected[-2] += 3
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("name", ["batch size", "0n", "a`b", "%", "größe"])
+def test_symbols_of_any_name(name: str) -> None:
+    """Names that are written in quotes were never bound, and never found to be two extents."""
+    nodes = [node("Softmax", ["x"], ["s"]), node("Concat", ["s", "z"], ["y"], axis=0)]
+    inputs = [helper.make_tensor_value_info(i, TensorProto.FLOAT, (name, 9)) for i in "xz"]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    model = stitch.optimize(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), cache=False)
+    (y,) = model.run(None, {"x": X, "z": X})
+    np.testing.assert_array_equal(y[3:], X)
+    with pytest.raises(SymbolConflict):
+        model.run(None, {"x": X, "z": X[:2]})
+    assert model.explain().at(**{name: 3}).to_dict()["bytes"]["walked"] == 4 * 9 * (3 + 3 + 6)
+
+
+def test_an_attention_window_that_ends_before_the_keys_do() -> None:
+    """Queries that see no key give zeros, not 0 / 0."""
+    q, k = (np.random.default_rng(s).standard_normal((1, 1, n, 4)).astype(np.float32) for s, n in ((0, 5), (1, 2)))
+    inputs = [helper.make_tensor_value_info("q", TensorProto.FLOAT, (1, 1, "n", 4))]
+    graph = helper.make_graph(
+        [node("Attention", ["q", "k", "k"], ["y"], left_window_size=1)], "g", inputs,
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [numpy_helper.from_array(k, "k")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)])
+    (y,) = stitch.optimize(model, cache=False).run(None, {"q": q})
+    scores = np.exp(q[0, 0] @ k[0, 0].T / 2) * (np.arange(5)[:, None] - 1 <= np.arange(2))
+    expected = scores[:3] / scores[:3].sum(1, keepdims=True) @ k[0, 0]
+    np.testing.assert_allclose(y[0, 0], np.concatenate([expected, np.zeros((2, 4))]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_thousand_elementwise_operators_in_a_row() -> None:
+    """Expressions were walked by recursion, each level of which took one of Python's thousand."""
+    nodes = [node("Sigmoid", [f"v{i}" if i else "x"], [f"v{i + 1}"]) for i in range(1100)]
+    (y,) = run(nodes, (3, 9), ["v1100"], {}, X)
+    np.testing.assert_allclose(y, 0.6590461, rtol=1e-5)  # the fixed point
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_what_lies_outside_of_an_image_is_zero_whatever_lies_at_its_edge(mode: str) -> None:
+    """The pixel at the edge was read instead, times zero: not a number where it is infinite."""
+    x = np.full((1, 1, 4, 4), np.inf, np.float32)
+    grid = np.array([[[[-4, 0], [4, 4], [0, -4]]]], np.float32)
+    (y,) = run([node("GridSample", ["x", "g"], ["y"], mode=mode)], (1, 1, "h", "w"), ["y"], {"g": grid}, x)
+    np.testing.assert_array_equal(y, np.zeros((1, 1, 1, 3)))
+    offset = np.full((1, 8, 2, 2), 9, np.float32)
+    weight = np.ones((1, 1, 2, 2), np.float32)
+    nodes = [node("DeformConv", ["x", "k", "o"], ["y"], kernel_shape=[2, 2])]
+    (y,) = run(nodes, (1, 1, 4, 4), ["y"], {"k": weight, "o": offset}, x)
+    np.testing.assert_array_equal(y, np.zeros((1, 1, 2, 2)))
+
+
+def test_extents_that_no_array_can_have() -> None:
+    """A zero broadcast to them was more than numpy can view; and their product, in 64 bits, was nothing at all."""
+    for shape in ((2**62, 2**62), (2**32, 2**32)):
+        with pytest.raises(WrongShape):
+            run([node("Relu", ["x"], ["r"]), node("Add", ["r", "one"], ["y"])], shape, ["y"],
+                {"one": np.ones(1, np.float32)}, X)  # fmt: skip

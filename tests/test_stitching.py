@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,64 @@ from stitch.evaluate import evaluate
 from stitch.graph import Builder, Value
 from stitch.knobs import Scheme
 from stitch.simplify import simplify
-from stitch.stitching import clusters
-from stitch.stitching.schedule import Kernel, Placement, Stitched
+from stitch.stitching import clusters, dominants
+from stitch.stitching.schedule import Group, Kernel, Placement, Stitched
 from stitch.stitching.stitch import materialise
-from stitch.stitching.trace import Flow
+from stitch.stitching.trace import Blocked, Flow
 from tests import hand_graphs, pipeline
 from tests.graphs import Case, graphs
 
 N = dims.symbol("n")
+
+
+def merged_by_starting_over(groups: Sequence[Group]) -> list[Group]:
+    """`dominants.merge` as it is meant: the first two that go together become one, until there are no such two."""
+    current = list(groups)
+    folded = {r.value for g in current for r in g.roots if r.fold}
+    pairs = [(j, k) for k in range(len(current)) for j in range(k)]
+    while pairs:
+        j, k = pairs.pop(0)
+        one = dominants._join(current, j, k, folded, dominants._users(current))
+        if one is not None:
+            current = dominants.sort([*current[:j], one, *current[j + 1 : k], *current[k + 1 :]])
+            pairs = [(j, k) for k in range(len(current)) for j in range(k)]
+    return current
+
+
+@settings(max_examples=60)
+@given(graphs(exact=False))
+def test_merging_is_the_same_as_by_starting_over(case: Case) -> None:
+    graph = materialise(simplify(case.graph))
+    stops = {v for n in graph.nodes if n.prim in ("scatter", "host", "contract") for v in n.inputs} | set(graph.outputs)
+    flow = Flow(graph, stops)
+    members = [n for n in graph.nodes if flow.is_computed(n) and n.prim not in ("scatter", "host", "contract")]
+    made = {n.output for n in members}
+    try:
+        found = dominants.groups(flow, members, made & stops, lambda v: v not in made and not flow.is_movement(v))
+    except Blocked:
+        return
+    expected = [{r.value for r in g.roots} for g in merged_by_starting_over(found)]
+    assert [{r.value for r in g.roots} for g in dominants.merge(found)] == expected
+
+
+def test_a_long_chain_of_reductions_is_merged_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pair of groups is tried once: 200 softmaxes took minutes when the search began anew after every merge."""
+    b = Builder("chain")
+    x = b.input("x", dtypes.FLOAT32, (4, 8))
+    for _ in range(12):
+        e = b.unary("exp", b.sub(x, b.reduce("reduce_max", x, [1], keepdims=True)))
+        x = b.add(x, b.div(e, b.reduce("reduce_sum", e, [1], keepdims=True)))
+    tried: list[tuple[Group, Group]] = []
+    join = dominants._join
+
+    def watched(current: Sequence[Group], j: int, k: int, *more: Any) -> Group | None:
+        tried.append((current[j], current[k]))
+        return join(current, j, k, *more)
+
+    monkeypatch.setattr(dominants, "_join", watched)
+    pipeline.cut(b.finish({"y": x}), pipeline.SCHEMES[-1], pipeline.BUDGET)
+    assert len(tried) > 100
+    assert len(set(tried)) == len(tried)
 
 
 def cut(name: str, schemes: Sequence[Scheme] = pipeline.SCHEMES[-1], budget: int = pipeline.BUDGET) -> Stitched:

@@ -55,12 +55,17 @@ def attention(
         scores = b.where(mask, scores, -math.inf) if seen else b.add(scores, b.cast(mask, scores.dtype))
     if (allowed := _allowed(b, call, past, queries, keys, lengths)) is not None:
         scores = b.where(allowed, scores, -math.inf)
-    weights = _softmax(b, call, scores, guarded=mask is not None or lengths is not None)
+    # Without those, each query sees the key at its own position, if there is one: the left window may end before it.
+    blind = call.attr("left_window_size", -1) >= 0 and not dims.prove_le(past + queries, keys)
+    weights = _softmax(b, call, scores, guarded=mask is not None or lengths is not None or blind)
 
     shown = {0: raw, 1: capped, 2: scores, 3: weights}.get(call.attr("qk_matmul_output_mode", 0))
     if shown is None:
         raise call.invalid("qk_matmul_output_mode is 0, 1, 2 or 3")
-    y = _weighted(b, weights, v)
+    wide = weights.dtype  # values may have a type of their own
+    if v.dtype != wide:
+        wide = dtypes.FLOAT64 if dtypes.FLOAT64 in (wide, v.dtype) else dtypes.FLOAT32
+    y = b.cast(_weighted(b, b.cast(weights, wide), b.cast(v, wide)), weights.dtype)
     if flat:
         y = b.reshape(b.transpose(y, (0, 2, 1, 3)), (batch, queries, heads * v.shape[3]))
     return y, k, v, shown

@@ -45,7 +45,9 @@ def reciprocal(b: Builder, call: Call, x: Value) -> Value:
 
 @operator("Clip", until=10)
 def clip_by_attributes(b: Builder, call: Call, x: Value) -> Value:
-    low, high = call.attr("min"), call.attr("max")
+    """From opset 6 on, bounds that are not given are float32's largest numbers: infinity becomes finite."""
+    far = float(np.finfo(np.float32).max) if call.opset >= 6 and x.dtype.itemsize >= 4 else None
+    low, high = call.attr("min", None if far is None else -far), call.attr("max", far)
     x = x if low is None else b.max(x, low)
     return x if high is None else b.min(x, high)
 

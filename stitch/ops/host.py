@@ -20,7 +20,10 @@ def flatnonzero(attrs: Attrs, x: Array) -> tuple[Array, ...]:
 
 
 def nonzero(attrs: Attrs, x: Array) -> tuple[Array, ...]:
-    return (np.array(np.nonzero(np.atleast_1d(x)), np.int64).reshape(max(x.ndim, 0), -1),)
+    """Positions in as many rows as x has axes: none for a scalar."""
+    if x.ndim == 0:
+        return (np.zeros((0, np.count_nonzero(x)), np.int64),)
+    return (np.array(np.nonzero(x), np.int64).reshape(x.ndim, -1),)
 
 
 def unique(attrs: Attrs, x: Array) -> tuple[Array, ...]:
@@ -183,13 +186,13 @@ def deformconv(attrs: Attrs, x: Array, weight: Array, offset: Array, bias: Array
         for di in (0, 1):
             for dj in (0, 1):
                 yi, zj = y0 + di, z0 + dj
-                part = np.abs(1 - di - (y - y0)) * np.abs(1 - dj - (z - z0))
-                part = part * ((yi >= 0) & (yi < height) & (zj >= 0) & (zj < width)) * gains[:, :, k]
+                part = np.abs(1 - di - (y - y0)) * np.abs(1 - dj - (z - z0)) * gains[:, :, k]
+                inside = (yi >= 0) & (yi < height) & (zj >= 0) & (zj < width)
                 yi, zj = np.clip(yi, 0, height - 1), np.clip(zj, 0, width - 1)
                 for ch in range(c):
                     g = ch // per
                     for i in range(n):
-                        columns[i, ch, k] += part[i, g] * x[i, ch][yi[i, g], zj[i, g]]
+                        columns[i, ch, k] += part[i, g] * np.where(inside[i, g], x[i, ch][yi[i, g], zj[i, g]], 0)
     groups, m = attrs["groups"], weight.shape[0]
     taps = columns.reshape(n, groups, c // groups, kh * kw, oh, ow)
     kernel = weight.reshape(groups, m // groups, c // groups, kh * kw).astype(np.float64)

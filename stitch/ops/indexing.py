@@ -7,6 +7,7 @@ import numpy as np
 from stitch import dtypes
 from stitch.dims import Dim, product, prove_le
 from stitch.graph import Builder, Shape, Value
+from stitch.ops import host
 from stitch.ops.movement import slice_axis, take
 from stitch.ops.registry import Call, axis_of, operator
 
@@ -153,7 +154,7 @@ def compress(b: Builder, call: Call, x: Value, condition: Value) -> Value:
 def nonzero(b: Builder, call: Call, x: Value) -> Value:
     array = call.known(x)
     if array is not None:
-        return b.const(np.array(np.nonzero(array), np.int64).reshape(array.ndim, -1))
+        return b.const(host.nonzero({}, array)[0])
     return b.host("nonzero", [x], [(dtypes.INT64, (x.rank, b.fresh("nonzero")))])[0]
 
 

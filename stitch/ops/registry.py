@@ -30,6 +30,7 @@ F = TypeVar("F", bound=Function)
 
 _OPERATORS: dict[tuple[str, str], dict[int, Function | None]] = {}
 DOMAIN = ""
+NEWEST = 28  # of ONNX's operator sets: what a later one says has not been read
 
 ELEMENT_TYPES: Mapping[int, np.dtype] = {
     1: dtypes.FLOAT32, 2: dtypes.UINT8, 3: dtypes.INT8, 4: dtypes.UINT16, 5: dtypes.INT16, 6: dtypes.INT32,

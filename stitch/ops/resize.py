@@ -110,7 +110,10 @@ def _resized(
 
 
 def _wide(x: Value) -> np.dtype:
-    return dtypes.compute(x.dtype) if dtypes.is_float(x.dtype) else dtypes.FLOAT32
+    """The type to compute in, which holds every element of x but the largest 64-bit integers."""
+    if dtypes.is_float(x.dtype):
+        return dtypes.compute(x.dtype)
+    return dtypes.FLOAT32 if x.dtype.itemsize <= 2 else dtypes.FLOAT64
 
 
 def _plans(
@@ -247,6 +250,8 @@ def _positions(b: Builder, plan: Sampling, dtype: np.dtype) -> Value:
             return b.div(b.mul(i, down), up)
         case "half_pixel":
             return middle()
+        case "tf_half_pixel_for_nn":
+            return b.add(middle(), 0.5)
         case "pytorch_half_pixel":
             return b.where(b.eq(_number(b, plan.out, dtype), 1.0), 0.0, middle())
         case "half_pixel_symmetric":
@@ -335,16 +340,19 @@ def grid_sample(b: Builder, call: Call, x: Value, grid: Value) -> Value:
     r, dtype = x.rank - 2, dtypes.compute(grid.dtype)
     b.unify(grid.shape[-1], r)
     b.unify(grid.shape[0], x.shape[0])
-    taps: list[list[tuple[Value, Value | None]]] = []
+    taps: list[list[tuple[Value, Value | None, Value | None]]] = []
     for axis in range(r):
         at = b.reshape(slice_axis(b, grid, grid.rank - 1, r - 1 - axis, 1), grid.shape[:-1])
         taps.append(_grid_taps(b, call, b.cast(at, dtype), x.shape[axis + 2], mode))
-    wide = x if mode == "nearest" and call.attr("padding_mode", "zeros") != "zeros" else b.cast(x, _wide(x))
+    wide = x if mode == "nearest" else b.cast(x, _wide(x))
     total: Value | None = None
     for combination in itertools.product(*taps):
-        places = [b.iota(grid.shape[:-1], 0), *(i for i, _ in combination)]
+        places = [b.iota(grid.shape[:-1], 0), *(i for i, _, _ in combination)]
         y = b.gather(wide, places, [0, *range(2, x.rank)])
-        for _, weight in combination:
+        for _, _, inside in combination:
+            if inside is not None:
+                y = b.where(b.reshape(inside, [*inside.shape, 1]), y, 0)
+        for _, weight, _ in combination:
             if weight is not None:
                 y = b.mul(y, b.reshape(b.cast(weight, y.dtype), [*weight.shape, 1]))
         total = y if total is None else b.add(total, y)
@@ -352,8 +360,11 @@ def grid_sample(b: Builder, call: Call, x: Value, grid: Value) -> Value:
     return b.transpose(b.cast(total, x.dtype), [0, total.rank - 1, *range(1, total.rank - 1)])
 
 
-def _grid_taps(b: Builder, call: Call, at: Value, extent: Dim, mode: str) -> list[tuple[Value, Value | None]]:
-    """Indices and weights along one axis, for normalised coordinates in [-1, 1]."""
+def _grid_taps(
+    b: Builder, call: Call, at: Value, extent: Dim, mode: str
+) -> list[tuple[Value, Value | None, Value | None]]:
+    """Indices and weights along one axis, for normalised coordinates in [-1, 1]; and where what is there counts, rather
+    than zero. A weight of zero would not do: the element that is read instead may be infinite."""
     n = _number(b, extent, at.dtype)
     last = b.sub(n, 1.0)
     corners, padding = bool(call.attr("align_corners", 0)), call.attr("padding_mode", "zeros")
@@ -371,13 +382,10 @@ def _grid_taps(b: Builder, call: Call, at: Value, extent: Dim, mode: str) -> lis
         odd = b.eq(b.elementwise("fmod", times, 2.0), 1.0)
         return b.add(b.where(odd, b.sub(span, rest), rest), low)
 
-    def tap(place: Value, weight: Value | None) -> tuple[Value, Value | None]:
-        if padding == "zeros":
-            inside = b.elementwise("and", b.le(0.0, place), b.le(place, last))
-            one = b.broadcast(b.const(1.0, at.dtype), place.shape) if weight is None else weight
-            weight = b.where(inside, one, 0.0)
+    def tap(place: Value, weight: Value | None) -> tuple[Value, Value | None, Value | None]:
+        inside = b.elementwise("and", b.le(0.0, place), b.le(place, last)) if padding == "zeros" else None
         index = clamped(reflected(place) if padding == "reflection" else place)
-        return b.cast(index, dtypes.INT64), weight
+        return b.cast(index, dtypes.INT64), weight, inside
 
     if mode == "nearest":
         return [tap(b.unary("rint", x), None)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,10 @@ def _literal(r: Rewriter, v: Value) -> tuple[Array, int] | None:
     source = r.array(node.inputs[0]) if node is not None and node.prim == "broadcast" else r.array(v)
     if source is None or not _static(v.shape):
         return None
-    return np.broadcast_to(source, evaluate.numbers(v.shape, {})), source.nbytes
+    shape = evaluate.numbers(v.shape, {})
+    if math.prod(max(d, 1) for d in shape) * v.dtype.itemsize > np.iinfo(np.intp).max:
+        return None  # numpy has no arrays of so many bytes, not even views
+    return np.broadcast_to(source, shape), source.nbytes
 
 
 def _folded(r: Rewriter, s: Step) -> Value | None:
@@ -72,7 +76,7 @@ def _folded(r: Rewriter, s: Step) -> Value | None:
     given = [g for g in (_literal(r, v) for v in s.inputs) if g is not None]
     if not given or len(given) < len(s.inputs):
         return None
-    size = int(np.prod(evaluate.numbers(s.shape, {}), dtype=np.int64))
+    size = math.prod(evaluate.numbers(s.shape, {}))
     if size * s.dtype.itemsize > max(_FREE, _GROWTH * sum(n for _, n in given)):
         return None
     work = max(size, *(a.size for a, _ in given))

@@ -44,16 +44,23 @@ class Clusters:
         return len(set(some)) > 1 and not any(self._detour(k, set(some)) for k in some)
 
     def _detour(self, start: int, goals: Collection[int]) -> bool:
-        stack = [k for k in self.after[start] if k not in goals]
-        seen = set(stack)
-        while stack:
-            k = stack.pop()
-            if k in goals:
-                return True
-            for j in self.after[k]:
-                if j not in seen:
-                    seen.add(j)
-                    stack.append(j)
+        """A path from `start` to another of the goals through a cluster that is none. It is looked for from both ends
+        in turn, as there may be little at one of them: so a chain of n nodes takes no n * n steps."""
+        stacks = [
+            [k for k in self.after[start] if k not in goals],
+            [k for goal in goals if goal != start for k in self.before[goal] if k not in goals],
+        ]
+        seen = [set(stack) for stack in stacks]
+        if seen[0] & seen[1]:
+            return True
+        while stacks[0] and stacks[1]:
+            for side, ways in enumerate((self.after, self.before)):
+                for j in ways[stacks[side].pop()] if stacks[side] else ():
+                    if j in seen[1 - side]:
+                        return True
+                    if j not in seen[side] and j not in goals:
+                        seen[side].add(j)
+                        stacks[side].append(j)
         return False
 
     def merge(self, a: int, b: int) -> int:

@@ -194,20 +194,31 @@ def _of_source(flow: Flow, root: Root, placed: Callable[[Value], bool], whole: C
 
 
 def merge(all_groups: Sequence[Group], allowed: bool = True) -> list[Group]:
-    """Merges groups joined by one-to-one relations, and independent ones that read the same values alike."""
+    """Merges groups joined by one-to-one relations, and independent ones that read the same values alike.
+
+    Two groups that cannot be merged never can be: what others become only adds paths between them. So each pair is
+    tried once, and after a merge the search goes on where the order has changed."""
     current = list(all_groups)
     if not allowed:
         return current
+    folded = frozenset(r.value for g in current for r in g.roots if r.fold)
+    apart: set[tuple[Group, Group]] = set()
+    users = _users(current)
     k = 0
     while k < len(current):
         for j in range(k):
-            merged = _join(current, j, k)
-            if merged is not None:
-                current[j] = merged
-                del current[k]
-                current = sort(current)
-                k = 0
-                break
+            pair = current[j], current[k]
+            if pair in apart:
+                continue
+            merged = _join(current, j, k, folded, users)
+            if merged is None:
+                apart.add(pair)
+                continue
+            before = current[:j]
+            current = sort([*before, merged, *current[j + 1 : k], *current[k + 1 :]])
+            users = _users(current)
+            k = next((i for i, g in enumerate(before) if current[i] is not g), j)
+            break
         else:
             k += 1
     return current
@@ -244,12 +255,17 @@ def _makers(all_groups: Sequence[Group]) -> dict[Value, list[int]]:
     return makers
 
 
-def _reaches(all_groups: Sequence[Group], start: int, goal: int) -> bool:
-    """A path from `start` to `goal` through at least one other group."""
+def _users(all_groups: Sequence[Group]) -> dict[Value, list[int]]:
+    """The groups that read a value."""
     users: dict[Value, list[int]] = {}
     for i, g in enumerate(all_groups):
-        for a in g.accesses:
-            users.setdefault(a.value, []).append(i)
+        for value in dict.fromkeys(a.value for a in g.accesses):
+            users.setdefault(value, []).append(i)
+    return users
+
+
+def _reaches(all_groups: Sequence[Group], users: Mapping[Value, Sequence[int]], start: int, goal: int) -> bool:
+    """A path from `start` to `goal` through at least one other group."""
     stack = [u for r in all_groups[start].roots for u in users.get(r.value, ()) if u not in (start, goal)]
     seen = set(stack)
     while stack:
@@ -264,8 +280,10 @@ def _reaches(all_groups: Sequence[Group], start: int, goal: int) -> bool:
     return False
 
 
-def _join(current: Sequence[Group], j: int, k: int) -> Group | None:
-    """Group j and k as one loop nest, or None. j comes first in order."""
+def _join(
+    current: Sequence[Group], j: int, k: int, folded: Collection[Value], users: Mapping[Value, Sequence[int]]
+) -> Group | None:
+    """Group j and k as one loop nest, or None. j comes first in order. `folded`: all values that groups fold."""
     first, second = current[j], current[k]
     if len(first.axes) != len(second.axes) or _partial(first) or _partial(second):
         return None
@@ -273,10 +291,8 @@ def _join(current: Sequence[Group], j: int, k: int) -> Group | None:
     inner = [a for a in second.accesses if a.value in made]
     if inner and second.reduced and _picks(first):
         return None  # what it picks from is rather made at the same points, which a fold over them would forbid
-    if bool(first.reduced) != bool(second.reduced):
-        folded = {r.value for g in current for r in g.roots if r.fold}
-        if _follows(second if first.reduced else first, folded):
-            return None  # likewise
+    if bool(first.reduced) != bool(second.reduced) and _follows(second if first.reduced else first, folded):
+        return None  # likewise
     relation: dict[Axis, Axis] | None = None
     for a in inner:
         r = made[a.value]
@@ -294,7 +310,7 @@ def _join(current: Sequence[Group], j: int, k: int) -> Group | None:
     mapped = frozenset(_inverse(relation)[a] for a in folds[1])
     if folds[0] and mapped and folds[0] != mapped:
         return None
-    if _reaches(current, j, k) or _reaches(current, k, j):
+    if _reaches(current, users, j, k) or _reaches(current, users, k, j):
         return None
     moved = second.substitute({b: access.of(a) for a, b in relation.items()})
     kept = tuple(a for a in moved.accesses if a.value not in made)

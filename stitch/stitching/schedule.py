@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from stitch import access
@@ -56,7 +57,7 @@ class Group:
     accesses: tuple[Access, ...] = ()  # of values that other groups make, and of inputs and constants
     nodes: tuple[Node, ...] = ()  # evaluated inside, without their values leaving
 
-    @property
+    @cached_property
     def reduced(self) -> frozenset[Axis]:
         """Axes that some root folds over."""
         kept = [frozenset(a for i in r.store for a in i.axes()) for r in self.roots if r.fold]

@@ -177,7 +177,7 @@ def materialise(graph: Graph) -> Graph:
             for v in dict.fromkeys(n.inputs):
                 if v in source and source[v].prim in ("iota", "shape"):
                     copy = Value(f"{v.name}.copy", v.dtype, v.shape)
-                    nodes.append(Node("reshape", (v,), (copy,), {"shape": v.shape}, n.origin))
+                    nodes.append(Node("reshape", (renamed.get(v, v),), (copy,), {"shape": v.shape}, n.origin))
                     n = replace(n, inputs=tuple(copy if x is v else x for x in n.inputs))
         nodes.append(replace(n, inputs=tuple(renamed.get(v, v) for v in n.inputs)) if renamed else n)
     source = {v: n for n in nodes for v in n.outputs}

@@ -84,7 +84,7 @@ class Flow:
     def batches(self) -> frozenset[str]:
         """Symbols that count what inputs hold of a kind, by standing first in their shapes."""
         firsts = [v.shape[0] for v in self.graph.inputs if v.rank > 1]
-        return frozenset(str(d) for d in firsts if len(dims.symbols(d)) == 1 and str(d) in dims.symbols(d))
+        return frozenset(name for d in firsts if (name := dims.lone(d)) is not None)
 
     @cached_property
     def scalars(self) -> frozenset[Value]:
