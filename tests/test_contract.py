@@ -340,3 +340,17 @@ def test_weights_are_read_once_for_all_batches_of_few_rows() -> None:
     panel, batch, _ = low.program.phases[-1].axes
     assert isinstance(panel.extent, int)
     assert batch.extent == n
+
+
+def test_rows_of_a_tile_are_neighbouring_pixels_rather_than_images() -> None:
+    """With all extents open: of an image in memory with its batch innermost but one, as a gather of rows leaves it."""
+    n, h, w = (dims.symbol(s) for s in "nhw")
+    b = Builder()
+    x = b.input("x", np.dtype(np.float32), (w, h, n, 8))
+    window = b.window(b.transpose(x, [2, 1, 0, 3]), [1, 2], [3, 3], [1, 1], [1, 1])
+    weights = b.const(numbers(16 * 8 * 9, np.dtype(np.float32), 1).reshape(16, 8, 3, 3))
+    y = b.contract(window, weights, [0, 1, 2, 3, 4, 5], [6, 3, 4, 5], [0, 1, 2, 6])
+    stitched = pipeline.cut(b.finish({"y": y}))
+    programs = [kernels.lower(k, Flow(stitched.graph), parse("avx512")).program for k in stitched.kernels]
+    found = [s for p in programs for phase in p.phases for s in walk(phase.body) if isinstance(s, Contract)]
+    assert [dims.quotient(s.a_row, n) for s in found] == [8]

@@ -62,6 +62,7 @@ TABLE = """
     stitch.ops.movement
     stitch.ops.contractions
     stitch.ops.convolution
+    stitch.ops.transposed
     stitch.ops.activations
     stitch.ops.*
     stitch.inputs
