@@ -563,6 +563,32 @@ def test_host_functions() -> None:
     assert [a.shape for a in FUNCTIONS["nonzero"]({}, np.zeros((0, 2)))] == [(2, 0)]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.uint8])
+@pytest.mark.parametrize("values", [5, 2000], ids=["many are equal", "few are equal"])
+@pytest.mark.parametrize("nans", [0, 3, 300])
+def test_the_first_of_long_rows(dtype: type, values: int, nans: int) -> None:
+    """They are selected before they are sorted: in the same order as by sorting all."""
+    rng = np.random.default_rng(0)
+    x: Array = rng.integers(0, values, (2, 1000, 3)).astype(dtype)
+    if np.dtype(dtype).kind == "f":
+        x.reshape(-1)[rng.choice(x.size, nans, replace=False)] = np.nan
+        x[0, :3, 0] = np.inf, -np.inf, -0.0
+    for largest in (True, False):
+        keys = np.where(np.isnan(x), np.inf, x) if np.dtype(dtype).kind == "f" else x.astype(np.int64)
+        order = np.lexsort(
+            (
+                np.broadcast_to(np.arange(1000)[None, :, None], x.shape),
+                -keys if largest else keys,
+                (np.isnan(x) ^ largest) if np.dtype(dtype).kind == "f" else np.zeros(x.shape),
+            ),
+            axis=1,
+        )
+        for count in (1, 100, 250):
+            picked, places = FUNCTIONS["topk"]({"axis": 1, "largest": largest}, x, ints(count))
+            np.testing.assert_array_equal(places, order[:, :count])
+            np.testing.assert_array_equal(picked, np.take_along_axis(x, places, 1))
+
+
 def test_max_roi_pool() -> None:
     """Cells are whole elements and may overlap; ONNX has no case for it."""
     regions = np.array([[0, 0, 0, 3, 2], [1, 1, 1, 1, 1]], np.float32)
