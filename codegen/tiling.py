@@ -111,7 +111,7 @@ class Tiling:
         roles = _Roles(heavy.batch, heavy.rows, heavy.columns, heavy.summed, a, heavy.b.offset, nest)
         self.roles = roles = _merge(roles, SIDES[2:] if inside else SIDES)
         self.column = column = _contiguous(roles) or Axis("n", 1)
-        by = partial(_height, roles.a)
+        by = partial(_height, roles.a, roles.summed)
         self.row = row = max(reversed(roles.rows), key=by, default=Axis("m", 1))
         step, heights = roles.a.coefficient(row), None if rows is None else (rows[0],)
         self.height, self.vectors = choose(row.extent, column.extent, step, target, self.dtype, heights)
@@ -391,10 +391,15 @@ def _ordered(r: _Roles) -> tuple[Axis, ...]:
     return (*rest, *(k for k in r.summed if r.a.coefficient(k) == 1))
 
 
-def _height(a: Index, row: Axis) -> tuple[bool, int]:
-    """Order of preference for the rows of a tile: a number that fills one, before a symbol, which may be 1; then rows
-    that lie close to each other."""
-    return isinstance(row.extent, int) and row.extent >= 4, -estimate(a.coefficient(row))
+def _height(a: Index, summed: Sequence[Axis], row: Axis) -> tuple[bool, bool, int]:
+    """Order of preference for the rows of a tile: a number that fills one, before a symbol, which may be 1; of symbols
+    those whose rows overlap, since a window moves over images or signals, which are long, and not over a batch; then
+    rows that lie close to each other."""
+    step = a.coefficient(row)
+    moves = [(dims.quotient(step, a.coefficient(k)), k.extent) for k in summed if a.coefficient(k) != 0]
+    slides = any(isinstance(q, int) and isinstance(n, int) and 1 <= q < n for q, n in moves)
+    fills = isinstance(row.extent, int) and row.extent >= 4
+    return fills, slides and not fills, -estimate(step)
 
 
 def _clip(block: int, outer: Axis, limit: Dim) -> Clip | None:

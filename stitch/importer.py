@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from stitch import dtypes, evaluate
+from stitch import contents, dtypes, evaluate
 from stitch.errors import InvalidModel, StitchError, UnsupportedOperator
 from stitch.graph import Builder, Graph, Node, Origin, Value
 from stitch.inputs import Shapes, input_shapes
@@ -39,6 +39,7 @@ from stitch.ops import (  # each registers its operators
     reductions,  # noqa: F401
     registry,
     resize,  # noqa: F401
+    transposed,  # noqa: F401
 )
 from stitch.ops.primitives import Array
 from stitch.ops.registry import Call
@@ -346,7 +347,15 @@ class _Importer:
         for i, name in enumerate(node.output):
             if name in scope.read and name and (i >= len(results) or results[i] is None):
                 raise call.unsupported(f"its output {i}, {name!r}, is not computed")
-        scope.values.update(zip(node.output, results, strict=False))
+        scope.values.update(zip(node.output, map(self._counted, results), strict=False))
+
+    def _counted(self, value: Value | None) -> Value | None:
+        """A few integers that follow from constants by way of floats, as in int(ceil(h / 2)), as a constant: what
+        puts them together with symbols, to make a shape, looks no further back."""
+        if value is None or value.contents is not None or not dtypes.is_integer(value.dtype):
+            return value
+        array = self.constants.get(value) if contents.fits(value.shape) else None
+        return value if array is None else self.builder.const(array)
 
     def _apply(self, call: Call, node: onnx.NodeProto) -> Results:
         try:

@@ -27,6 +27,7 @@ from stitch.codegen.emit_kernels import tile_kernel
 from stitch.codegen.loops import Contract, walk
 from stitch.codegen.sums import BLOCK_BITS, block_of, runs
 from stitch.codegen.tiling import choose
+from stitch.evaluate import evaluate
 from stitch.graph import Builder
 from stitch.stitching.trace import Flow
 from stitch.target import NAMES, Target, from_host, parse
@@ -340,3 +341,34 @@ def test_weights_are_read_once_for_all_batches_of_few_rows() -> None:
     panel, batch, _ = low.program.phases[-1].axes
     assert isinstance(panel.extent, int)
     assert batch.extent == n
+
+
+def test_rows_of_a_tile_are_neighbouring_pixels_rather_than_images() -> None:
+    """With all extents open: of an image in memory with its batch innermost but one, as a gather of rows leaves it."""
+    n, h, w = (dims.symbol(s) for s in "nhw")
+    b = Builder()
+    x = b.input("x", np.dtype(np.float32), (w, h, n, 8))
+    window = b.window(b.transpose(x, [2, 1, 0, 3]), [1, 2], [3, 3], [1, 1], [1, 1])
+    weights = b.const(numbers(16 * 8 * 9, np.dtype(np.float32), 1).reshape(16, 8, 3, 3))
+    y = b.contract(window, weights, [0, 1, 2, 3, 4, 5], [6, 3, 4, 5], [0, 1, 2, 6])
+    stitched = pipeline.cut(b.finish({"y": y}))
+    programs = [kernels.lower(k, Flow(stitched.graph), parse("avx512")).program for k in stitched.kernels]
+    found = [s for p in programs for phase in p.phases for s in walk(phase.body) if isinstance(s, Contract)]
+    assert [dims.quotient(s.a_row, n) for s in found] == [8]
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3, 4])
+def test_windows_over_more_axes_than_a_kernel_has_loops(axes: int) -> None:
+    """Taps along the last axis go on with the channels: three spatial axes need no copy of their windows."""
+    b, n = Builder(), dims.symbol("n")
+    x = b.input("x", dtypes.FLOAT32, (n, *range(4, 4 + axes), 5))
+    weights = b.const(numbers(6 * 5 * 2**axes, np.dtype(np.float32), 1).reshape(6, 5, *[2] * axes))
+    spatial, taps = range(1, 1 + axes), range(axes + 3, 2 * axes + 3)
+    window = b.window(x, spatial, [2] * axes, [1] * axes, [1] * axes)
+    k, m = axes + 1, axes + 2
+    graph = b.finish({"y": b.contract(window, weights, [0, *spatial, k, *taps], [m, k, *taps], [0, *spatial, m])})
+    copies = [k for k in pipeline.cut(graph).kernels if "contract" not in {node.prim for node in k.nodes}]
+    assert bool(copies) == (axes > 3)
+    feeds = {"x": numbers(3 * math.prod(range(4, 4 + axes)) * 5, np.dtype(np.float32), 2).reshape(3, *x.shape[1:])}
+    (y,) = pipeline.native(graph, feeds)
+    np.testing.assert_array_equal(y, evaluate(graph, feeds)[0])

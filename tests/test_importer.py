@@ -372,6 +372,27 @@ def test_inputs_without_shape() -> None:
 # ------------------------------------------------------------------ graphs
 
 
+def test_extents_by_way_of_floats() -> None:
+    """As in reshape(x, [batch, 2 * int(ceil(h / 2))]): one extent is a symbol, the other follows from numbers."""
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "zero"], ["n"]),
+        node("Gather", ["s", "one"], ["h"]),
+        node("Cast", ["h"], ["f"], to=FLOAT),
+        node("Div", ["f", "two"], ["q"]),
+        node("Ceil", ["q"], ["c"]),
+        node("Cast", ["c"], ["i"], to=INT64),
+        node("Concat", ["n", "i", "minus"], ["shape"], axis=0),
+        node("Reshape", ["x", "shape"], ["y"]),
+    ]
+    numbers = [("zero", [0]), ("one", [1]), ("minus", [-1])]
+    fixed = [*(tensor(k, v, np.int64) for k, v in numbers), tensor("two", [2])]
+    graph = load(model(nodes, [value("x", ("n", 3, 4))], initializers=fixed))
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    (y,) = run(graph, x=x)
+    np.testing.assert_array_equal(y, x.reshape(2, 2, 6))
+
+
 def test_nodes_out_of_order_and_dead_nodes() -> None:
     nodes = [
         node("Add", ["b", "a"], ["y"]),

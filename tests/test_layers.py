@@ -70,6 +70,7 @@ TABLE = """
     stitch.ops.movement
     stitch.ops.contractions
     stitch.ops.convolution
+    stitch.ops.transposed
     stitch.ops.activations
     stitch.ops.*
     stitch.inputs

@@ -18,6 +18,7 @@ from stitch import dims, dtypes
 from stitch.errors import InvalidModel, StitchError, UnsupportedOperator
 from stitch.evaluate import evaluate
 from stitch.graph import Builder, Graph, Value
+from stitch.importer import load
 from stitch.ops import registry
 from stitch.ops.host import FUNCTIONS
 from stitch.ops.primitives import Array
@@ -55,6 +56,16 @@ def test_onnx_cases() -> None:
             refused[case.name] = answer
     assert not wrong
     assert refused.keys() == UNSUPPORTED.keys(), refused
+
+
+def test_phases_of_a_transposed_convolution_do_not_share_weights() -> None:
+    """Three taps at a stride of 2: an infinity reaches three elements of the output, and makes no NaN beside them."""
+    shapes = {"x": (1, 1, 4), "w": (1, 1, 3), "y": None}
+    x, w, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    graph = helper.make_graph([helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2])], "g", [x, w], [y])
+    found = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
+    feeds = {"x": np.array([[[1, np.inf, 1, 1]]], np.float32), "w": np.ones((1, 1, 3), np.float32)}
+    np.testing.assert_array_equal(evaluate(found, feeds)[0][0, 0], [1, 1, np.inf, np.inf, np.inf, 1, 2, 1, 1])
 
 
 def test_every_operator_is_tried() -> None:
@@ -397,9 +408,16 @@ CONVOLUTION = [
         (1, (2, 2), {"strides": [2, 2]}), (1, (2, 3),
          {"strides": [2, 3], "pads": [1, 0, 0, 1], "output_padding": [1, 1]}),
         (1, (3, 2), {"dilations": [2, 2], "strides": [2, 1]}), (1, (1, 1), {"strides": [2, 2]}), (1, (1, 1), {}),
+        (1, (4, 4), {"strides": [2, 2], "pads": [1] * 4}), (1, (2, 5), {"strides": [3, 2]}), (1, (1, 4), {}),
+        (1, (3, 3), {"dilations": [3, 2], "strides": [3, 4], "pads": [2, 0, 0, 1]}),
     ]),
     *(Case("ConvTranspose", ["n 4 h w", weights(4, 2, *k), weights(4)], PLANES, {"strides": list(s), "group": 2},
-           oracle=conv_transpose(s, 2)) for k, s in [((3, 3), (2, 2)), ((2, 2), (2, 2)), ((3, 1), (1, 1))]),
+           oracle=conv_transpose(s, 2)) for k, s in [((3, 3), (2, 2)), ((2, 2), (2, 2)), ((3, 1), (1, 1)),
+                                                        ((5, 1), (3, 2)), ((4, 4), (2, 2))]),
+    *(Case("ConvTranspose", ["n 4 h w", weights(4, 1, *k), weights(4)], PLANES, {"strides": list(s), "group": 4},
+           oracle=conv_transpose(s, 4)) for k, s in [((3, 3), (2, 2)), ((4, 2), (2, 3)), ((2, 2), (2, 2))]),
+    Case("ConvTranspose", ["n 3 h 1", weights(3, 2, 7, 1), weights(2)], sizes(n=(2, 1), h=(6, 1)),
+         {"strides": [4, 1]}, shape="n 2 4*h+3 1"),
     Case("ConvTranspose", ["n 4 h w", weights(4, 1, 3, 3)], PLANES, {"group": 4, "pads": [1] * 4}, shape="n 4 h w"),
     Case("ConvTranspose", ["n 2 h w", weights(2, 1, 3, 3)], PLANES,
          {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, shape="n 1 2*h 2*w"),
@@ -551,6 +569,32 @@ def test_host_functions() -> None:
     np.testing.assert_array_equal(picked, [3, 3, 2])
     np.testing.assert_array_equal(places, [1, 2, 3])
     assert [a.shape for a in FUNCTIONS["nonzero"]({}, np.zeros((0, 2)))] == [(2, 0)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.uint8])
+@pytest.mark.parametrize("values", [5, 2000], ids=["many are equal", "few are equal"])
+@pytest.mark.parametrize("nans", [0, 3, 300])
+def test_the_first_of_long_rows(dtype: type, values: int, nans: int) -> None:
+    """They are selected before they are sorted: in the same order as by sorting all."""
+    rng = np.random.default_rng(0)
+    x: Array = rng.integers(0, values, (2, 1000, 3)).astype(dtype)
+    if np.dtype(dtype).kind == "f":
+        x.reshape(-1)[rng.choice(x.size, nans, replace=False)] = np.nan
+        x[0, :3, 0] = np.inf, -np.inf, -0.0
+    for largest in (True, False):
+        keys = np.where(np.isnan(x), np.inf, x) if np.dtype(dtype).kind == "f" else x.astype(np.int64)
+        order = np.lexsort(
+            (
+                np.broadcast_to(np.arange(1000)[None, :, None], x.shape),
+                -keys if largest else keys,
+                (np.isnan(x) ^ largest) if np.dtype(dtype).kind == "f" else np.zeros(x.shape),
+            ),
+            axis=1,
+        )
+        for count in (1, 100, 250):
+            picked, places = FUNCTIONS["topk"]({"axis": 1, "largest": largest}, x, ints(count))
+            np.testing.assert_array_equal(places, order[:, :count])
+            np.testing.assert_array_equal(picked, np.take_along_axis(x, places, 1))
 
 
 def test_max_roi_pool() -> None:

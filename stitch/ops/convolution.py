@@ -75,11 +75,8 @@ def kernel_sizes(call: Call, w: Value) -> tuple[int, ...]:
     return tuple(out)
 
 
-def convolve(b: Builder, x: Value, w: Value, taps: Taps, groups: int, transposed: bool = False) -> Value:
-    """Channels-last x (N, *S, C), not yet padded, with w (M, C/groups, *K): (N, *O, M).
-
-    `transposed`: w is (C, M/groups, *K), as in ConvTranspose.
-    """
+def convolve(b: Builder, x: Value, w: Value, taps: Taps, groups: int) -> Value:
+    """Channels-last x (N, *S, C), not yet padded, with w (M, C/groups, *K): (N, *O, M)."""
     r = len(taps.sizes)
     x = pad_or_crop(b, x, [0, *taps.lo, 0], [0, *taps.hi, 0])
     depthwise = w.shape[:2] == (groups, 1)  # one input and one output channel in a group
@@ -95,8 +92,7 @@ def convolve(b: Builder, x: Value, w: Value, taps: Taps, groups: int, transposed
     if depthwise:
         w = b.reshape(w, [groups, *w.shape[2:]])
         return sum_of_product(b, x, w, [*positions, m, *offsets], [m, *offsets], [*positions, m])
-    pair = [k, m] if transposed else [m, k]
-    ws = [*group, *pair, *offsets]
+    ws = [*group, m, k, *offsets]
     y = product_sum(b, x, grouped(b, w, 0, parts), [*positions, *group, k, *offsets], ws, [*positions, *group, m])
     return b.reshape(y, [*y.shape[: r + 1], groups * y.shape[-1]]) if group else y
 
@@ -108,7 +104,7 @@ def grouped(b: Builder, x: Value, axis: int, groups: int) -> Value:
     return b.reshape(x, [*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :]])
 
 
-def _biased(b: Builder, y: Value, bias: Value | None) -> Value:
+def biased(b: Builder, y: Value, bias: Value | None) -> Value:
     return y if bias is None else b.add(y, bias)
 
 
@@ -116,82 +112,13 @@ def _biased(b: Builder, y: Value, bias: Value | None) -> Value:
 def conv(b: Builder, call: Call, x: Value, w: Value, bias: Value | None = None) -> Value:
     taps = taps_of(call, x.shape[2:], kernel_sizes(call, w))
     groups = _groups(b, call, x.shape[1], w.shape[1])
-    return channels_first(b, _biased(b, convolve(b, channels_last(b, x), w, taps, groups), bias))
+    return channels_first(b, biased(b, convolve(b, channels_last(b, x), w, taps, groups), bias))
 
 
 def _groups(b: Builder, call: Call, channels: Dim, per: Dim) -> int:
     groups: int = call.attr("group", 1)
     b.unify(channels, per * groups)
     return groups
-
-
-# ------------------------------------------------------------------ transposed
-
-
-@operator("ConvTranspose")
-def conv_transpose(b: Builder, call: Call, x: Value, w: Value, bias: Value | None = None) -> Value:
-    sizes = kernel_sizes(call, w)
-    r, groups = len(sizes), call.attr("group", 1)
-    strides = tuple(call.attr("strides", None) or (1,) * r)
-    dilations = tuple(call.attr("dilations", None) or (1,) * r)
-    extra = tuple(call.attr("output_padding", None) or (0,) * r)
-    taps = Taps(sizes, strides, dilations, (0,) * r, (0,) * r)
-    lo, hi = _trimmed(call, x.shape[2:], taps, extra)
-    b.unify(x.shape[1], w.shape[0])
-    x = channels_last(b, x)
-    if sizes == strides and all(d == 1 for d in dilations):
-        y = _tiles(b, x, w, sizes, groups)
-        trim = [-p for p in lo], [e - p for e, p in zip(extra, hi, strict=True)]
-        y = pad_or_crop(b, y, [0, *trim[0], 0], [0, *trim[1], 0])
-    else:
-        x = _stuffed(b, x, strides)
-        before = tuple(span - 1 - p for span, p in zip(taps.spans, lo, strict=True))
-        # Stuffing leaves stride - 1 zeros behind the last element, too: they count as padding.
-        after = tuple(span - 1 - p + e - (s - 1) for span, p, e, s in zip(taps.spans, hi, extra, strides, strict=True))
-        flipped = b.slice(w, [0, 0, *(k - 1 for k in sizes)], w.shape, [1, 1, *[-1] * r])
-        y = convolve(b, x, flipped, Taps(sizes, (1,) * r, dilations, before, after), groups, transposed=True)
-    return channels_first(b, _biased(b, y, bias))
-
-
-def _trimmed(call: Call, spatial: Shape, taps: Taps, extra: Sequence[int]) -> tuple[list[Dim], list[Dim]]:
-    """How much is cut off the full result at both ends: the pads, or what they follow from."""
-    r = len(spatial)
-    full = [(d - 1) * s + span for d, s, span in zip(spatial, taps.strides, taps.spans, strict=True)]
-    wanted, mode = call.attr("output_shape"), call.attr("auto_pad", "NOTSET")
-    if wanted is None and mode in ("SAME_UPPER", "SAME_LOWER"):
-        wanted = [d * s for d, s in zip(spatial, taps.strides, strict=True)]
-    if not wanted:
-        pads = list(call.attr("pads", None) or (0,) * (2 * r)) if mode in ("NOTSET", "") else [0] * (2 * r)
-        return pads[:r], pads[r:]
-    totals = [f + e - d for f, e, d in zip(full, extra, list(wanted)[-r:], strict=True)]
-    half = [t // 2 for t in totals]
-    rest = [t - p for t, p in zip(totals, half, strict=True)]
-    return (half, rest) if mode == "SAME_UPPER" else (rest, half)
-
-
-def _stuffed(b: Builder, x: Value, strides: Sequence[int]) -> Value:
-    """stride - 1 zeros behind each element of the spatial axes."""
-    if all(s == 1 for s in strides):
-        return x
-    split: list[Dim] = [x.shape[0]]
-    hi = [0]
-    for d, s in zip(x.shape[1:-1], strides, strict=True):
-        split += [d, 1]
-        hi += [0, s - 1]
-    y = b.pad(b.reshape(x, [*split, x.shape[-1]]), [0] * (len(hi) + 1), [*hi, 0])
-    return b.reshape(y, [x.shape[0], *(d * s for d, s in zip(x.shape[1:-1], strides, strict=True)), x.shape[-1]])
-
-
-def _tiles(b: Builder, x: Value, w: Value, sizes: Sequence[int], groups: int) -> Value:
-    """Kernels as large as the strides: each input element makes a tile of the output on its own."""
-    r = len(sizes)
-    spatial = x.shape[1:-1]
-    x, w = grouped(b, x, r + 1, groups), grouped(b, w, 0, groups)
-    group, m, k, offsets = [r + 1] * (groups > 1), r + 2, r + 3, range(r + 4, 2 * r + 4)
-    woven = [label for i in range(r) for label in (i + 1, offsets[i])]
-    y = product_sum(b, x, w, [*range(r + 1), *group, k], [*group, k, m, *offsets], [0, *woven, *group, m])
-    channels = groups * y.shape[-1]
-    return b.reshape(y, [x.shape[0], *(d * s for d, s in zip(spatial, sizes, strict=True)), channels])
 
 
 # ------------------------------------------------------------------ quantised
@@ -217,7 +144,7 @@ def qlinear_conv(
     b: Builder, call: Call, x: Value, x_scale: Value, x_zero: Value, w: Value, w_scale: Value, w_zero: Value,
     y_scale: Value, y_zero: Value, bias: Value | None = None,
 ) -> Value:  # fmt: skip
-    acc = _biased(b, _convolved(b, call, x, w, x_zero, w_zero), bias)
+    acc = biased(b, _convolved(b, call, x, w, x_zero, w_zero), bias)
     scales = [b.reshape(s, ()) if s.size == 1 else s for s in (x_scale, w_scale, y_scale)]
     factor = b.div(b.mul(scales[0], scales[1]), scales[2])
     return channels_first(b, requantized(b, acc, factor, b.reshape(y_zero, ())))

@@ -43,16 +43,42 @@ def unique(attrs: Attrs, x: Array) -> tuple[Array, ...]:
     return values, first.astype(np.int64), inverse.astype(np.int64), counts.astype(np.int64)
 
 
+LONG, FEW = 512, 4
+"""Rows from this length on, of which no more than one in so many elements is wanted, are not sorted whole."""
+
+
 def topk(attrs: Attrs, x: Array, k: Array) -> tuple[Array, ...]:
     """The k largest (or smallest), in order; of equal elements the first. NaN counts as the largest."""
-    axis, count = attrs["axis"], int(np.asarray(k).reshape(-1)[0])
-    if attrs["largest"]:  # a stable ascending sort of the reversed axis, read backwards
-        n = x.shape[axis]
-        order = n - 1 - np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
+    axis, count, largest = attrs["axis"], int(np.asarray(k).reshape(-1)[0]), bool(attrs["largest"])
+    n = x.shape[axis]
+    rows = np.moveaxis(x, axis, -1)
+    if n >= LONG and 0 < count * FEW <= n and x.dtype.kind in "iuf":
+        order = np.moveaxis(_selected(rows, count, largest), -1, axis)
     else:
-        order = np.argsort(x, axis=axis, kind="stable")
-    order = np.take(order, np.arange(min(count, x.shape[axis])), axis=axis)
+        order = np.moveaxis(_sorted(rows, largest)[..., : min(count, n)], -1, axis)
     return np.take_along_axis(x, order, axis), order.astype(np.int64)
+
+
+def _sorted(rows: Array, largest: bool) -> Array:
+    """Places of the elements in order, along the last axis."""
+    if not largest:
+        return np.argsort(rows, axis=-1, kind="stable")
+    # A stable ascending sort of the reversed axis, read backwards.
+    backwards: Array = np.flip(np.argsort(np.flip(rows, -1), axis=-1, kind="stable"), -1)
+    return rows.shape[-1] - 1 - backwards
+
+
+def _selected(rows: Array, count: int, largest: bool) -> Array:
+    """The first `count` of them: of the elements that are not beyond the last of these, which are few. Beside a last
+    one that is NaN nothing is."""
+    at = rows.shape[-1] - count if largest else count - 1
+    last = np.partition(rows, at, axis=-1)[..., at, None]
+    near = ~(rows < last if largest else rows > last)
+    out = np.empty((*rows.shape[:-1], count), np.int64)
+    for place in np.ndindex(rows.shape[:-1]):
+        found = np.flatnonzero(near[place])
+        out[place] = found[_sorted(rows[place][found], largest)[:count]]
+    return out
 
 
 def range_of(attrs: Attrs, start: Array, limit: Array, delta: Array) -> tuple[Array, ...]:

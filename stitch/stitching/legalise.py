@@ -5,7 +5,8 @@
 
 Half precisions are contracted in float32, narrow and unsigned integers in int32 or int64, whose low bits are the same.
 The casts go behind movement, where there are fewest elements. More than three summed axes are brought into one order
-in both operands, so that they are one axis as soon as both are contiguous.
+in both operands, that in which a window's operand has them in memory: taps along an axis are where that axis is, so
+that those along the last one go on with the channels, and are one axis with these in weights laid out anew.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class _Legaliser:
         a, b = (self._widened(v, kind) for v in node.inputs)
         attrs = dict(node.attrs)
         if len(_summed(node)) > LOOPS:
-            summed = [k for k in attrs["a"] if k in attrs["b"] and k not in attrs["out"]]
+            operands = sorted([(a, attrs["a"]), (b, attrs["b"])], key=lambda x: not self._is_window(x[0]))
+            summed = [k for k in self._in_memory(*operands[0]) if k not in attrs["out"] and k in operands[1][1]]
             a, attrs["a"] = self._ordered(node, a, attrs["a"], summed)
             b, attrs["b"] = self._ordered(node, b, attrs["b"], summed)
         if kind == dtype:
@@ -81,6 +83,18 @@ class _Legaliser:
         wide = Value(f"{node.output.name}.wide", kind, node.output.shape)
         self.nodes.append(replace(node, inputs=(a, b), outputs=(wide,), attrs=attrs))
         self.nodes.append(Node("cast", (wide,), node.outputs, {"dtype": dtype}, node.origin))
+
+    def _is_window(self, x: Value) -> bool:
+        node = self.producers.get(x)
+        return node is not None and node.prim == "window"
+
+    def _in_memory(self, x: Value, labels: tuple[int, ...]) -> list[int]:
+        """Labels of an operand in the order of the axes that they move along."""
+        if not self._is_window(x):
+            return list(labels)
+        node = self.producers[x]
+        places = [*range(node.inputs[0].rank), *node.attrs["axes"]]
+        return [labels[k] for k in sorted(range(len(labels)), key=lambda k: places[k])]
 
     def _ordered(
         self, node: Node, x: Value, labels: tuple[int, ...], summed: list[int]
@@ -91,7 +105,12 @@ class _Legaliser:
             return x, labels
         perm = tuple(labels.index(k) for k in wanted)
         moved = Value(f"{x.name}.ordered", x.dtype, tuple(x.shape[p] for p in perm))
-        self.nodes.append(Node("transpose", (x,), (moved,), {"perm": perm}, node.origin))
+        made = self.producers.get(x)
+        if made is not None and made.prim == "const":
+            array = np.ascontiguousarray(made.attrs["array"].transpose(perm))
+            self.nodes.append(replace(made, outputs=(moved,), attrs={"array": array}))
+        else:
+            self.nodes.append(Node("transpose", (x,), (moved,), {"perm": perm}, node.origin))
         return moved, wanted
 
     def _widened(self, value: Value, dtype: np.dtype) -> Value:
