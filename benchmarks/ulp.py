@@ -67,6 +67,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
     "softplus": lambda x: np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))),
     "erf": special.erf,
+    "half_erf": lambda x: special.erf(x * np.sqrt(0.5)) / 2,
     "sin": np.sin,
     "cos": np.cos,
     "tan": np.tan,
@@ -85,9 +86,8 @@ REFERENCES: dict[str, Callable[..., Any]] = {
 
 
 def gelu_erf(b: Builder[V], x: V) -> V:
-    """x / 2 (1 + erf(x / sqrt(2))), as it is compiled."""
-    curve = mathlib.erf(b, b.mul(x, b.const(0.7071067690849304)))
-    return b.mul(b.mul(x, b.const(0.5)), b.add(curve, b.const(1.0)))
+    """x (half_erf(x) + 1 / 2), as it is compiled."""
+    return b.mul(x, b.add(mathlib.half_erf(b, x), b.const(0.5)))
 
 
 def gelu_tanh(b: Builder[V], x: V) -> V:
@@ -120,7 +120,7 @@ EDGES = [
 
 
 BORDERS = [
-    *(float(k + 0.5) * tables.ERF_STEP for k in range(16)),
+    *(float(k + 0.5) * step for step in (tables.ERF_STEP, tables.HALF_ERF_STEP) for k in range(16)),
     *((2.0**e * (1 + k / 4) - 0.5) / tables.TANH_SCALE for e in range(-1, 4) for k in range(4)),
     *(2.0**e * (1 + k / 16) for e in (-127, -1, 0, 10) for k in range(16)),
 ]  # between the intervals of the tables

@@ -236,14 +236,20 @@ def _double_rsqrt(o: Operations, x: Value) -> Value:
     return o.binary("fdiv", literal(1, x.dtype), o.intrinsic("sqrt", x.dtype, x))
 
 
+def _double_half_erf(o: Operations, x: Value) -> Value:
+    half, scale = literal(0.5, x.dtype), literal(math.sqrt(0.5), x.dtype)
+    return o.binary("fmul", half, o.libm("erf", o.binary("fmul", x, scale)))
+
+
 DOUBLES: dict[str, Rule] = {
+    "half_erf": _double_half_erf,
     "sigmoid": _double_sigmoid,
     "rsqrt": _double_rsqrt,
     "sqrt": lambda o, x: o.intrinsic("sqrt", x.dtype, x),
 }
 FROM_LIBRARY = (
     "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh",
-    "asinh", "acosh", "atanh", "tanh", "erf", "sigmoid", "pow",
+    "asinh", "acosh", "atanh", "tanh", "erf", "half_erf", "sigmoid", "pow",
 )  # fmt: skip
 
 # ------------------------------------------------------------------ the table

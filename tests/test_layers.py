@@ -81,6 +81,7 @@ TABLE = """
     stitch.simplify.permutations
     stitch.simplify.folding
     stitch.simplify.algebra
+    stitch.simplify.halves
     stitch.simplify.movement
     stitch.simplify.contractions
     stitch.simplify.moments

@@ -97,7 +97,7 @@ def test_the_set_is_closed() -> None:
     kinds: dict[str, int] = {}
     for row in PRIMITIVES.values():
         kinds[row.kind] = kinds.get(row.kind, 0) + 1
-    expected = {"source": 3, "elementwise": 49, "reduction": 6, "movement": 8, "contraction": 1, "opaque": 2}
+    expected = {"source": 3, "elementwise": 50, "reduction": 6, "movement": 8, "contraction": 1, "opaque": 2}
     assert kinds == expected
     assert {PRIMITIVES[a].kind for a in REDUCTIONS} == {"reduction"}
     assert all(PRIMITIVES[b].associative and PRIMITIVES[b].commutative for b in REDUCTIONS.values())
@@ -271,7 +271,8 @@ FLOATS: Mapping[str, Callable[..., Number]] = {
     "atan": _on_floats(math.atan), "sinh": _on_floats(math.sinh), "cosh": _on_floats(math.cosh),
     "asinh": _on_floats(math.asinh), "acosh": _on_floats(math.acosh),
     "atanh": _on_floats(math.atanh, p1=math.inf, m1=-math.inf), "tanh": _on_floats(math.tanh),
-    "erf": _on_floats(math.erf), "sigmoid": _sigmoid,
+    "erf": _on_floats(math.erf), "half_erf": _on_floats(lambda x: math.erf(x * math.sqrt(0.5)) / 2),
+    "sigmoid": _sigmoid,
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": _divide,
     "mod": _float_mod, "fmod": _fmod, "pow": _pow, "min": _extreme(min), "max": _extreme(max),
     "fma": lambda a, b, c: a * b + c,
@@ -409,7 +410,9 @@ def test_native_results(dtype: np.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [dtypes.FLOAT32, dtypes.FLOAT64], ids=str)
-@pytest.mark.parametrize("name", ["exp", "tanh", "erf", "sigmoid", "log", "sin", "rsqrt", "pow", "expm1", "log1p"])
+@pytest.mark.parametrize(
+    "name", ["exp", "tanh", "erf", "half_erf", "sigmoid", "log", "sin", "rsqrt", "pow", "expm1", "log1p"]
+)
 def test_native_functions_over_a_wide_range(name: str, dtype: np.dtype) -> None:
     rng = np.random.default_rng(1)
     x = np.concatenate([rng.uniform(-20, 20, 3000), np.exp(rng.uniform(-40, 5, 2000))]).astype(dtype)
@@ -422,7 +425,7 @@ def test_native_functions_over_a_wide_range(name: str, dtype: np.dtype) -> None:
     exact = {
         "exp": mpmath.exp, "tanh": mpmath.tanh, "erf": mpmath.erf, "log": mpmath.log, "sin": mpmath.sin,
         "rsqrt": lambda v: 1 / mpmath.sqrt(v), "pow": mpmath.power, "expm1": mpmath.expm1, "log1p": mpmath.log1p,
-        "sigmoid": lambda v: 1 / (1 + mpmath.exp(-v)),
+        "sigmoid": lambda v: 1 / (1 + mpmath.exp(-v)), "half_erf": lambda v: mpmath.erf(v / mpmath.sqrt(2)) / 2,
     }[name]  # fmt: skip
     with mpmath.workprec(120), np.errstate(invalid="ignore"):
         rows = zip(x.tolist(), y.tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -323,6 +324,53 @@ def test_a_residual_network_stays_channels_last() -> None:
     assert [n.inputs[0] for n in moving(after)] == [after.inputs[0]]
     x = np.random.default_rng(1).random((2, 3, 8, 8), np.float32)
     np.testing.assert_allclose(evaluate(after, {"x0": x})[0], evaluate(graph, {"x0": x})[0], rtol=1e-5)
+
+
+def gelu(b: Sample, order: str, root: float, dtype: np.dtype = dtypes.FLOAT32) -> Value:
+    """GELU in the ways in which exporters write it."""
+    x = b.x(N, dtype=dtype)
+    curve = b.unary("erf", b.div(x, root) if root > 1 else b.mul(x, root))
+    match order:
+        case "x/2 (1 + e)":
+            return b.mul(b.mul(x, 0.5), b.add(curve, 1))
+        case "x (e + 1) / 2":
+            return b.mul(b.mul(x, b.add(1, curve)), 0.5)
+        case _:
+            return b.mul(b.mul(b.add(curve, 1), 0.5), x)
+
+
+ORDERS = ("x/2 (1 + e)", "x (e + 1) / 2", "(e + 1) / 2 x")
+
+
+@pytest.mark.parametrize("root", [2**0.5, 0.5**0.5, float(np.nextafter(np.float32(0.5**0.5), np.float32(0)))])
+@pytest.mark.parametrize("order", ORDERS)
+def test_gelu_in_halves(order: str, root: float) -> None:
+    graph = graph_of(lambda b: gelu(b, order, root))
+    after = simplify(graph)
+    assert prims(after).replace("broadcast ", "") == "half_erf add mul"
+    edges = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-30, -1e-38, 3e38, -3e38]
+    x = np.concatenate([np.linspace(-7, 7, 4001), edges]).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        got, want = (evaluate(g, {"x0": x})[0] for g in (after, graph))
+    exact = [v * (0.5 + math.erf(v * math.sqrt(0.5)) / 2) for v in x.astype(float)]
+    np.testing.assert_allclose(got, exact, rtol=3e-7, atol=1e-7)
+    assert np.array_equal(np.signbit(got[-9:]), np.signbit(want[-9:]))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("root", "dtype"), [(0.7, dtypes.FLOAT32), (0.70711, dtypes.FLOAT32), (1.5, dtypes.FLOAT32),
+                                             (2**0.5, dtypes.FLOAT16)])  # fmt: skip
+def test_another_erf_stays(order: str, root: float, dtype: np.dtype) -> None:
+    after = simplify(graph_of(lambda b: gelu(b, order, root, dtype)))
+    assert "erf" in prims(after).split()
+
+
+def test_only_a_factor_of_two_and_a_half_cancel() -> None:
+    def make(b: Sample) -> Value:
+        x, y = b.x(N), b.x(N)
+        return b.add(b.mul(b.mul(x, 0.5), b.mul(y, 4)), b.mul(b.mul(x, b.mul(y, 2)), 0.25))
+
+    assert prims(simplify(graph_of(make))).replace("broadcast ", "") == "mul mul mul mul mul mul add"
 
 
 def test_a_transpose_is_hoisted_where_it_moves_less() -> None:

@@ -82,7 +82,7 @@ def _plain(all: int, multiplying: int = 0) -> Work:
 ADD, MUL = _plain(1), _plain(1, 1)
 _NORMAL = _plain(5, 3)  # a sum; a difference and the sum of its squares; by gain and deviation, plus shift
 _SOFTMAX = ADD + ADD + _function("exp") + ADD + MUL  # maximum, difference, exponential, sum, times 1 / sum
-_GELU_ERF = MUL + _function("erf") + _plain(2, 2)  # x / sqrt(2); x / 2 * erf + x / 2
+_GELU_ERF = _function("half_erf") + ADD + MUL  # x * (half_erf + 1 / 2)
 _GELU_TANH = _plain(3, 3) + _function("tanh") + _plain(2, 2)
 
 # For each element of the larger of first input and first output.

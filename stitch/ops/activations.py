@@ -121,7 +121,7 @@ def swish(b: Builder, call: Call, x: Value) -> Value:
 def gelu(b: Builder, call: Call, x: Value) -> Value:
     match call.attr("approximate", "none"):
         case "none":
-            return b.mul(b.mul(x, 0.5), b.add(b.unary("erf", b.mul(x, math.sqrt(0.5))), 1))
+            return b.mul(x, b.add(b.unary("half_erf", x), 0.5))
         case "tanh":
             # (1 + tanh(u)) / 2 is sigmoid(2u), which does not cancel where the result is near 0
             cubic = b.mul(b.mul(b.mul(x, x), x), 0.044715)

@@ -331,7 +331,8 @@ for _name, _fn, _cost, _ulp in [
     ("cos", np.cos, 30, 2.0), ("tan", np.tan, 40, 4.0), ("asin", np.arcsin, 24, 4.0), ("acos", np.arccos, 24, 4.0),
     ("atan", np.arctan, 24, 4.0), ("sinh", np.sinh, 30, 4.0), ("cosh", np.cosh, 30, 4.0),
     ("asinh", np.arcsinh, 30, 4.0), ("acosh", np.arccosh, 30, 4.0), ("atanh", np.arctanh, 30, 4.0),
-    ("tanh", np.tanh, 20, 2.0), ("erf", _erf, 22, 2.0), ("sigmoid", _sigmoid, 20, 2.0),
+    ("tanh", np.tanh, 20, 2.0), ("erf", _erf, 22, 2.0),
+    ("half_erf", lambda x: _erf(x * np.sqrt(0.5)) / 2, 20, 2.0), ("sigmoid", _sigmoid, 20, 2.0),
 ]:  # fmt: skip
     _row(_name, "elementwise", 1, _wide(_fn), cost=_cost, ulp=_ulp, domain=dtypes.FLOATS)
 

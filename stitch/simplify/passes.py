@@ -16,6 +16,7 @@ from stitch.rewrite import Rewriter, merged, rewrite
 from stitch.simplify.algebra import ALGEBRA
 from stitch.simplify.contractions import CONTRACTION, DECOMPOSITION
 from stitch.simplify.folding import FOLDING
+from stitch.simplify.halves import HALVES
 from stitch.simplify.hoisting import Plans
 from stitch.simplify.linear import distribute
 from stitch.simplify.moments import MOMENTS
@@ -70,12 +71,12 @@ def _burden(graph: Graph) -> tuple[float, int]:
 
 def decompose(graph: Graph) -> Graph:
     """argmax, and contractions that reuse nothing, in plainer primitives (see the rules)."""
-    return rewrite(graph, merged(MOVEMENT, CONTRACTION, DECOMPOSITION, ALGEBRA))
+    return rewrite(graph, merged(MOVEMENT, CONTRACTION, DECOMPOSITION, ALGEBRA, HALVES))
 
 
 def tidy(graph: Graph) -> Graph:
     """Algebra and movement."""
-    return rewrite(graph, merged(ALGEBRA, MOVEMENT, CONTRACTION))
+    return rewrite(graph, merged(ALGEBRA, HALVES, MOVEMENT, CONTRACTION))
 
 
 def fold(graph: Graph) -> Graph:
