@@ -65,7 +65,8 @@ def _sorted(rows: Array, largest: bool) -> Array:
         return np.argsort(rows, axis=-1, kind="stable")
     # A stable ascending sort of the reversed axis, read backwards.
     backwards: Array = np.flip(np.argsort(np.flip(rows, -1), axis=-1, kind="stable"), -1)
-    return rows.shape[-1] - 1 - backwards
+    places: Array = rows.shape[-1] - 1 - backwards
+    return places
 
 
 def _selected(rows: Array, count: int, largest: bool) -> Array:
