@@ -367,6 +367,8 @@ def _port(value: onnx.ValueInfoProto) -> Port:
     tensor = value.type.tensor_type
     code = tensor.elem_type
     dtype = element_type(code) if code else "object"
+    if isinstance(dtype, str) and code:  # strings, and numbers that stitch has no type for, as numpy calls them
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(code).name)
     shape = declared_shape(value) or ()
     named = tuple(d if d not in (None, "") else f"{value.name}_{k}" for k, d in enumerate(shape))
     return Port(value.name, dtype if isinstance(dtype, str) else dtype.name, named)

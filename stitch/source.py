@@ -236,7 +236,7 @@ def mismatch_of(call: Call) -> str | None:
         if value is None:
             continue
         name, kinds = formal.at(k)
-        if _kind(value.dtype) not in kinds:
+        if kinds and _kind(value.dtype) not in kinds:
             return f"its input {k} is {value.dtype.name}, but must be {' or '.join(sorted(kinds))}"
         other, dtype = seen.setdefault(name, (k, value.dtype))
         if dtype != value.dtype:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -279,6 +280,23 @@ def test_wrong_inputs() -> None:
             made.run(None, {"x": wrong})
     with pytest.raises(StreamError, match="input 1 of"):
         list(made.stream([x(), x(5)]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(TensorProto.STRING, object), (TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn), (TensorProto.COMPLEX64, "c8")],
+)
+def test_inputs_of_types_that_only_the_delegate_has(kind: int, dtype: Any) -> None:
+    """Of strings it was said that `.astype('string')` would do, and asking for the inputs' types failed."""
+    nodes = [node("Concat", ["s", "s"], ["y"], axis=0), node("Relu", ["x"], ["z"])]
+    model = api.delegated(
+        make(nodes, [info("s", ("n",), kind), info("x")], [info("y", None, kind), info("z")]), Numpy()
+    )
+    assert model.inputs[0].dtype == np.dtype(dtype)
+    s, x = np.array([1, 2]).astype(dtype), np.full((2, 4), -1, np.float32)
+    y, z = model.run(None, {"s": s, "x": x})
+    assert y.tolist() == [*s.tolist(), *s.tolist()]
+    np.testing.assert_array_equal(z, np.zeros((2, 4)))
 
 
 def test_streams_through_regions() -> None:
