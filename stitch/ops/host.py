@@ -61,8 +61,8 @@ def _sorted(rows: Array, largest: bool) -> Array:
     if not largest:
         return np.argsort(rows, axis=-1, kind="stable")
     # A stable ascending sort of the reversed axis, read backwards.
-    backwards: Array = np.flip(np.argsort(np.flip(rows, -1), axis=-1, kind="stable"), -1)
-    return rows.shape[-1] - 1 - backwards
+    order: Array = np.flip(np.argsort(np.flip(rows, -1), axis=-1, kind="stable"), -1)
+    return np.asarray(rows.shape[-1] - 1 - order)
 
 
 def _selected(rows: Array, count: int, largest: bool) -> Array:
