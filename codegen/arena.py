@@ -171,27 +171,31 @@ class _Placing:
                 (at, at + y.size) for y, at in offsets.items() if x.first <= y.last and y.first <= x.last
             ))  # fmt: skip
             best: tuple[float, Dim] | None = None
+            known: dict[Dim, Dim] = {}
             for start in sorted(dict.fromkeys([0, *(end for _, end in beside)]), key=self.score):
                 if best is not None and best[0] <= self.score(start):
                     break
-                at = self.lowest(start, x.size, beside)
+                at = self.lowest(start, x.size, beside, known)
                 if best is None or self.score(at) < best[0]:
                     best = self.score(at), at
             assert best is not None
             offsets[x] = best[1]
         return offsets, self.largest([at + x.size for x, at in offsets.items()])
 
-    def lowest(self, start: Dim, size: Dim, beside: Sequence[tuple[Dim, Dim]]) -> Dim:
-        """The lowest place from `start` on that is above or below each of these (begin, end), whatever the symbols."""
-        while True:
+    def lowest(self, start: Dim, size: Dim, beside: Sequence[tuple[Dim, Dim]], known: dict[Dim, Dim]) -> Dim:
+        """The lowest place from `start` on that is above or below each of these (begin, end), whatever the symbols.
+        `known`: what was found from other starts, whose ways up join soon."""
+        passed: list[Dim] = []
+        while start not in known:
+            passed.append(start)
             end = start + size
             hit = [e for b, e in beside if not self.is_least(e, start) and not self.is_least(end, b)]
-            if not hit:
-                return start
-            higher = self.largest([start, *hit])
-            if higher == start:  # all of them end there, which shows only where they are seen together
-                return start
+            higher = self.largest([start, *hit]) if hit else start
+            if higher == start:  # free, or all of them end there, which shows only where they are seen together
+                known[start] = start
             start = higher
+        known.update(dict.fromkeys(passed, known[start]))
+        return known[start]
 
     def largest(self, found: Sequence[Dim]) -> Dim:
         """The maximum, without what another one provably reaches."""
