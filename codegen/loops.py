@@ -125,12 +125,14 @@ class Position:
 class Apply:
     """An elementwise primitive; `dtype` is the result's computation type. A shared object is computed once.
 
-    `rounded` names the storage type whose precision a `cast` rounds to (float32 -> float16 -> float32), if any."""
+    `rounded` names the storage type whose precision a `cast` rounds to (float32 -> float16 -> float32), if any. `most`:
+    what the result is known not to be above, unless it is NaN."""
 
     prim: str
     args: tuple[Expr, ...]
     dtype: np.dtype
     rounded: np.dtype | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -539,6 +541,7 @@ class _Printer:
                 return f"<{self.index(e.index)}>"
             case Apply():
                 kind = f".{(e.rounded or e.dtype).name}" if e.prim in ("cast", "bitcast") else ""
+                kind += "" if e.most is None else f".at_most_{e.most:g}"
                 return f"{e.prim}{kind}({', '.join(self.expr(a) for a in e.args)})"
             case Lookup():
                 return f"{e.dtype.name}[{bytes(e.table).hex()}][{self.expr(e.at)}]"

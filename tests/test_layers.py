@@ -113,6 +113,7 @@ TABLE = """
     stitch.codegen.contract
     stitch.codegen.constants
     stitch.codegen.emit_rules
+    stitch.codegen.tops
     stitch.codegen.lower
     stitch.codegen.splitting
     stitch.codegen.across
