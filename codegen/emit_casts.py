@@ -6,6 +6,7 @@ Float to integer truncates and saturates, and NaN is 0. A number that was rounde
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,8 @@ def range_(o: Operations, x: Value) -> Range:
         n = number_of(v)
         return o.made.get(v) if n is None else n
 
-    return range_of(x, look)
+    found = range_of(x, look)
+    return replace(found, high=min(found.high, o.most.get(x, found.high)))
 
 
 def bitcast(o: Operations, x: Value, to: np.dtype) -> Value:

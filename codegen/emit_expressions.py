@@ -92,6 +92,8 @@ class Expressions:
         values = [v for v, _ in found]
         fused = operands is not e.args
         value = self.o.multiply_add(*values) if fused else primitives.apply(self.o, e.prim, values, e.dtype)
+        if e.most is not None:
+            self.o.most[value] = e.most
         if e.rounded is not None:
             bits = storage.to_memory(self.o, value, e.rounded, self.m.has_half)
             value = storage.from_memory(self.o, bits, e.rounded)

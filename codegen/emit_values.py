@@ -67,6 +67,7 @@ class Operations:
         self.copies = 1
         self.declared: dict[str, str] = {}
         self.made: dict[Value, tuple[str, tuple[Value, ...]]] = {}  # by which primitive, of what
+        self.most: dict[Value, float] = {}  # what a value is known not to be above
         self.stored: dict[Value, tuple[np.dtype, Value]] = {}  # of floats: the halves that they were widened from
 
     # types and parts

@@ -149,6 +149,7 @@ class _Printer:
                 return f"<{self.index(e.index)}>"
             case Apply():
                 kind = f".{(e.rounded or e.dtype).name}" if e.prim in ("cast", "bitcast") else ""
+                kind += "" if e.most is None else f".at_most_{e.most:g}"
                 return f"{e.prim}{kind}({', '.join(self.expr(a) for a in e.args)})"
             case Lookup():
                 return f"{e.dtype.name}[{bytes(e.table).hex()}][{self.expr(e.at)}]"

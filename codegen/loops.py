@@ -126,12 +126,14 @@ class Position:
 class Apply:
     """An elementwise primitive; `dtype` is the result's computation type. A shared object is computed once.
 
-    `rounded` names the storage type whose precision a `cast` rounds to (float32 -> float16 -> float32), if any."""
+    `rounded` names the storage type whose precision a `cast` rounds to (float32 -> float16 -> float32), if any. `most`:
+    what the result is known not to be above, unless it is NaN."""
 
     prim: str
     args: tuple[Expr, ...]
     dtype: np.dtype
     rounded: np.dtype | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ from stitch.codegen.loops import (
     Use,
     children,
 )
+from stitch.codegen.tops import most
 from stitch.dims import Dim
 from stitch.graph import Value
 from stitch.ops.primitives import PRIMITIVES
@@ -240,7 +241,7 @@ class _Walk:
         if PRIMITIVES[node.prim].kind == "elementwise":
             args = tuple(self.value(x, at, guards) for x in node.inputs)
             rounded = value.dtype if node.prim == "cast" and value.dtype != dtype else None
-            return Apply(node.prim, args, dtype, rounded)
+            return Apply(node.prim, args, dtype, rounded, most(node, self.names.flow.producer))
         match node.prim:
             case "iota":
                 return Position(at[node.attrs["axis"]])
@@ -328,7 +329,7 @@ class Rewriter:
             case Position():
                 return Position(self.change(None, e.index))
             case Apply():
-                return Apply(e.prim, tuple(self.expr(a) for a in e.args), e.dtype, e.rounded)
+                return replace(e, args=tuple(self.expr(a) for a in e.args))
             case Guarded():
                 bounds = tuple(Bound(self.change(None, b.index), b.limit) for b in e.bounds)
                 return Guarded(bounds, self.expr(e.value), e.otherwise)

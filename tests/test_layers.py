@@ -124,6 +124,7 @@ TABLE = """
     stitch.codegen.contract
     stitch.codegen.constants
     stitch.codegen.emit_rules
+    stitch.codegen.tops
     stitch.codegen.lower
     stitch.codegen.splitting
     stitch.codegen.across
