@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,7 +272,7 @@ def test_broadcasts_of_constants_are_not_spelt_out() -> None:
     assert prims(graph) == "broadcast"
 
 
-@pytest.mark.parametrize(("n", "left"), [(4, ""), (128, "contract")])
+@pytest.mark.parametrize(("n", "left"), [(4, ""), (128, ""), (1024, "contract")])
 def test_small_products_of_constants_are_computed(n: int, left: str) -> None:
     square = np.arange(n * n, dtype=np.float32).reshape(n, n)
     graph = simplify(graph_of(lambda b: b.contract(b.const(square), b.const(square + 1), [0, 1], [1, 2], [0, 2])))
@@ -413,3 +414,21 @@ def test_no_pass_looks_twice_at_a_graph_that_it_left_as_it_was(monkeypatch: pyte
 
     simplify(graph_of(make))
     assert {name for name, _ in left} == {"decompose", "tidy", "fold", "sink"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "kept"), [(200, F32, False), (200, dtypes.INT32, True), (1 << 15, F32, True)], ids=str
+)
+def test_products_of_constants_are_computed_now_unless_they_are_dear(rows: int, dtype: Any, kept: bool) -> None:
+    """As of embedded positions with the weights of keys. Integers have no fast product here."""
+    x, w = (np.arange(n * 96, dtype=np.int64).reshape(n, 96) % 7 for n in (rows, 96 if rows < 1000 else 128))
+
+    def make(b: Sample) -> Value:
+        y = b.contracted(b.const(x.astype(dtype)), b.const(w.astype(dtype)), "ak,bk->ab")
+        return b.add(b.x(*y.shape, dtype=dtype), y)
+
+    left = simplify(graph_of(make))
+    assert ("contract" in {n.prim for n in left.nodes}) == kept
+    if not kept:
+        (found,) = evaluate(left, {left.inputs[0].name: np.zeros((rows, 96), dtype)})
+        np.testing.assert_array_equal(found, x @ w.T)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from stitch.rewrite import Rewriter, Rules, Step, for_each
 
 _GROWTH, _FREE = 4, 1 << 20  # a folded result may be 4 times as large as what it is made of, or 1 MiB
 _WORK = 1 << 22  # elements that folding may compute, not merely view
-_DEAR = 4096  # and in a contraction or scatter
+_DEAR = 4096  # and in a scatter, or a contraction of integers
+_PRODUCTS = (1 << 28, 1 << 22)  # multiply-adds of floats: as a matrix product, some 10 ms, and as many of them
 _VIEWS = ("transpose", "reshape", "slice")
 
 
@@ -80,10 +82,26 @@ def _folded(r: Rewriter, s: Step) -> Value | None:
     if size * s.dtype.itemsize > max(_FREE, _GROWTH * sum(n for _, n in given)):
         return None
     work = max(size, *(a.size for a, _ in given))
-    if (s.prim not in _VIEWS and work > _WORK) or (s.prim in ("contract", "scatter") and work > _DEAR):
+    if s.prim == "contract" and dtypes.is_float(s.dtype):
+        if _products(s, [a.shape for a, _ in given]) > _PRODUCTS[bool(_batch(s))]:
+            return None
+    elif (s.prim not in _VIEWS and work > _WORK) or (s.prim in ("contract", "scatter") and work > _DEAR):
         return None
     node = Node(s.prim, s.inputs, (Value("", s.dtype, s.shape),), s.attrs)
     return r.const(evaluate.apply(node, [a for a, _ in given], {})[0])
+
+
+def _batch(s: Step) -> set[int]:
+    """The labels by which a contraction is many products beside each other."""
+    return {*s.attrs["a"]} & {*s.attrs["b"]} & {*s.attrs["out"]}
+
+
+def _products(s: Step, shapes: Sequence[tuple[int, ...]]) -> int:
+    """The multiply-adds of a contraction."""
+    extent: dict[int, int] = {}
+    for name, shape in zip("ab", shapes, strict=True):
+        extent |= {k: d for k, d in zip(s.attrs[name], shape, strict=True) if extent.get(k, 1) == 1}
+    return math.prod(extent.values())
 
 
 FOLDING: Rules = {
