@@ -292,8 +292,9 @@ def _contract(attrs: Attrs, a: Array, b: Array) -> Array:
     wide = np.float64 if dtypes.is_float(a.dtype) else a.dtype
     small = {label: k for k, label in enumerate(dict.fromkeys((*attrs["a"], *attrs["b"])))}  # einsum knows 52 labels
     labels = [[small[label] for label in attrs[name]] for name in ("a", "b", "out")]
-    out = np.einsum(a.astype(wide), labels[0], b.astype(wide), labels[1], labels[2], optimize=True)
-    return np.asarray(out).astype(a.dtype)
+    with np.errstate(all="ignore"):
+        out = np.einsum(a.astype(wide), labels[0], b.astype(wide), labels[1], labels[2], optimize=True)
+        return np.asarray(out).astype(a.dtype)
 
 
 def _shape_array(attrs: Attrs) -> Array:
