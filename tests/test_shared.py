@@ -236,10 +236,14 @@ def test_helpers_stay_on_their_cpus_and_leave_with_the_model() -> None:
     model = stitch.optimize(network(), devices=[f"cpu:{c}" for c in CPUS[:2]], sizes=SIZES, cache=False)
     assert isinstance(model, PlacedModel)
     x = np.zeros((1, 16, 56, 56), np.float32)
-    model.run(None, {"x": x})
     here = os.sched_getaffinity(0)
-    fresh = threads() - before
-    assert [os.sched_getaffinity(t) for t in fresh] == [set(c) for s in model.explain().stages for c in s.helpers]
+    wanted = [set(c) for s in model.explain().stages for c in s.helpers]
+    for _ in range(500):  # a helper goes to its CPUs when it wakes first, which beside other work may be late
+        model.run(None, {"x": x})
+        fresh = threads() - before
+        if [os.sched_getaffinity(t) for t in fresh] == wanted:
+            break
+    assert [os.sched_getaffinity(t) for t in fresh] == wanted
     assert os.sched_getaffinity(0) == here, "the caller is back where it was"
     results = [y for (y,) in model.stream({"x": x} for _ in range(5))]
     assert all(r.tobytes() == results[0].tobytes() for r in results)
