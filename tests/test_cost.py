@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stitch import calibration, compiler, cost, dims, dtypes, fitting, measure
 from stitch import target as targets
-from stitch.calibration import networks
+from stitch.calibration import command, networks
 from stitch.codegen import assemble
 from stitch.cost import Rates, Work
 from stitch.errors import ResourceError
@@ -179,6 +179,12 @@ def test_rates_are_checked() -> None:
         replace(rates, dispatch=-1.0)
     with pytest.raises(ValueError, match="counts"):
         replace(rates, counts=(1.0,))
+
+
+def test_rates_are_told() -> None:
+    """One line for each number, whether they are guessed or fitted."""
+    text = command.describe(Rates.of(AVX512), AVX512)
+    assert len(text.splitlines()) == 1 + len(Work.COUNTS) + len(Work.BYTES) + 2
 
 
 def test_rates_are_kept(tmp_path: Path) -> None:

@@ -12,6 +12,17 @@ from stitch.cost import Rates, Work
 from stitch.errors import ResourceError
 from stitch.target import Target
 
+PLACES = {
+    "near": "a byte from the second cache",
+    "far": "from the third",
+    "far_loose": "  more, in short pieces",
+    "rim": "from the rest of the third",
+    "rim_loose": "  more, in short pieces",
+    "memory_loose": "from memory in short pieces, more than",
+    "memory": "from memory",
+}
+"""What kinds of bytes are called."""
+
 
 def run(output: str | None, show: bool) -> None:
     """Measures, keeps and prints; or only prints what is known. Raises ResourceError."""
@@ -39,12 +50,7 @@ def describe(rates: Rates, target: Target) -> str:
     names = {"fused": "cycle of a contraction", "dear": "instruction of a function", "turned": "vector transposed"}
     lines = [f"{target.cpu}, {target.cores} cores: " + ("fitted" if rates.fitted else "guessed, not calibrated")]
     lines += [f"  {c * 1e9:8.3f} ns  {names.get(n, n)}" for n, c in zip(Work.COUNTS, rates.counts, strict=True)]
-    lines += [
-        f"  {1e-9 / c if c else float('inf'):8.1f} GB/s from {where}"
-        for where, c in zip(
-            ("the second cache", "the third", "the rest of the third", "memory"), rates.bytes, strict=True
-        )
-    ]
+    lines += [f"  {c * 1e12:8.2f} ps  {PLACES[n]}" for n, c in zip(Work.BYTES, rates.bytes, strict=True)]
     lines.append(f"  {rates.dispatch * 1e9:8.0f} ns  a phase, and {rates.wake * 1e9:.0f} more for a team")
     lines.append(f"  {rates.shared:8.2f}     times as fast memory serves all cores")
     return "\n".join(lines)
