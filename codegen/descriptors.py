@@ -93,6 +93,7 @@ def describe(
         tasks=math.prod(a.steps for a in around), grain=max(c.number(phase.grain), 1.0), touched=traffic.touched,
         near=second.bytes, far=far.bytes, rim=rim.bytes, memory=memory.bytes,
         far_loose=far.loose, rim_loose=rim.loose, memory_loose=memory.loose,
+        memory_stored=memory.stored,
         **{name: c.counts[name] for name in Work.COUNTS},
     )  # fmt: skip
     return work, tuple(Touch(a.buffer, a.place, traffic.share(a)) for a, _ in root.walk())
@@ -248,7 +249,7 @@ class _Counter:
         self.counts[what if vector else "scalars"] += times
 
     def access(self, what: str, buffer: Buffer, index: Index, around: tuple[Around, ...], node: Nest) -> None:
-        on = self.depends_on(index)
+        on, stored = self.depends_on(index), what == "stores"
         lanes = next((a.axis for a in around if a.lanes and a.axis in on), None)
         step = 0.0 if lanes is None else abs(self.number(index.coefficient(lanes)))
         if lanes is not None and step != 1:
@@ -256,16 +257,16 @@ class _Counter:
         else:
             cost = max(buffer.dtype.itemsize / 4, 1.0)
         self.count(what, around, on, cost)
-        self.touch(node, buffer, index, around)
+        self.touch(node, buffer, index, around, stored=stored)
 
     def touch(
         self, node: Nest, buffer: Buffer, index: Index, around: Sequence[Around],
-        spans: Iterable[tuple[float, float]] = (),
+        spans: Iterable[tuple[float, float]] = (), stored: bool = False,
     ) -> None:  # fmt: skip
         steps = tuple((a, abs(self.number(c))) for a, c in self.moving(index))
         wide = [(float(self.lanes), step) for v, step in steps for a in around if a.lanes and a.axis is v]
         own = tuple((n, step) for n, step in (*spans, *wide) if n > 1 and step)
-        node.accesses.append(Access(self.same.get(buffer, buffer), self.number(index.offset), steps, own))
+        node.accesses.append(Access(self.same.get(buffer, buffer), self.number(index.offset), steps, own, stored))
 
     def moving(self, index: Index) -> Iterable[tuple[Variable, Dim]]:
         """The axes that move an index, and by how much; where an index is loaded, far."""
@@ -306,7 +307,7 @@ class _Counter:
         self.counts["turned"] += times * rows * columns / self.lanes
         self.counts["loops"] += times
         self.touch(node, t.source, t.index, around, [(rows, 1.0), (columns, abs(self.number(t.step)))])
-        self.touch(node, t.to, t.to_index, around, [(rows, abs(self.number(t.to_step))), (columns, 1.0)])
+        self.touch(node, t.to, t.to_index, around, [(rows, abs(self.number(t.to_step))), (columns, 1.0)], True)
 
 
 def _is_product(e: Expr) -> bool:

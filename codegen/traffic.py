@@ -49,6 +49,7 @@ class Access:
     place: float
     steps: tuple[tuple[Variable, float], ...]
     spans: tuple[tuple[float, float], ...] = ()
+    stored: bool = False
 
     @property
     def key(self) -> object:
@@ -68,16 +69,18 @@ class Access:
 
 @dataclass(frozen=True)
 class Moved:
-    """Bytes that come into a cache, and how many of them are loose."""
+    """Bytes that come into a cache, how many of them are loose, and how many are overwritten there and go back."""
 
     bytes: float = 0.0
     loose: float = 0.0
+    stored: float = 0.0
 
     def __add__(self, other: Moved) -> Moved:
-        return Moved(self.bytes + other.bytes, self.loose + other.loose)
+        return Moved(self.bytes + other.bytes, self.loose + other.loose, self.stored + other.stored)
 
     def __sub__(self, other: Moved) -> Moved:
-        return Moved(max(self.bytes - other.bytes, 0.0), max(self.loose - other.loose, 0.0))
+        own, others = (self.bytes, self.loose, self.stored), (other.bytes, other.loose, other.stored)
+        return Moved(*(max(a - b, 0.0) for a, b in zip(own, others, strict=True)))
 
 
 NOTHING = Moved()
@@ -146,6 +149,7 @@ class Traffic:
         for r in self.regions(root):
             self.whole[r.access.key] = max(self.whole.get(r.access.key, 0.0), r.bytes)
         self.loose: dict[object, float] = {}  # of the longest of equal accesses
+        self.stored = {a.key for a, _ in root.walk() if a.stored}
         for a, loops in root.walk():
             share = min(AHEAD / max(a.piece(loops, lanes), 1.0), 1.0)
             self.loose[a.key] = min(self.loose.get(a.key, 1.0), share)
@@ -210,7 +214,7 @@ class Traffic:
         return total
 
     def _moved(self, a: Access, size: float) -> Moved:
-        return Moved(size, size * self.loose[a.key])
+        return Moved(size, size * self.loose[a.key], size if a.key in self.stored else 0.0)
 
 
 def _changes(a: Access, around: Sequence[Around]) -> float:

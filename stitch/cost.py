@@ -54,6 +54,7 @@ class Work:
     far_loose: float = 0.0  # of those bytes, what comes in pieces too short to be fetched ahead
     rim_loose: float = 0.0
     memory_loose: float = 0.0
+    memory_stored: float = 0.0  # what goes back to memory, too
     fused: float = 0.0  # multiply-adds of contractions, in cycles
     tile_stores: float = 0.0  # vectors that leave a register tile
     tiles: float = 0.0  # register tiles
@@ -72,7 +73,7 @@ class Work:
         "folds",
     )  # fmt: skip
     BYTES: ClassVar[tuple[str, ...]] = (
-        "near", "far", "far_loose", "rim", "rim_loose", "memory_loose", "memory",
+        "near", "far", "far_loose", "rim", "rim_loose", "memory_loose", "memory_stored", "memory",
     )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ class Rates:
         }  # fmt: skip
         return Rates(
             tuple(each[name] * cycle for name in Work.COUNTS),
-            (cycle / 48, cycle / 24, cycle / 24, cycle / 12, cycle / 12, 1 / 30e9, 1 / 20e9), 200 * cycle, 3e-6, 2.0,
+            (cycle / 48, cycle / 24, cycle / 24, cycle / 12, cycle / 12, 1 / 30e9, 1 / 30e9, 1 / 20e9), 200 * cycle, 3e-6, 2.0,
         )  # fmt: skip
 
     def compute(self, work: Work) -> float:

@@ -19,6 +19,7 @@ PLACES = {
     "rim": "from the rest of the third",
     "rim_loose": "  more, in short pieces",
     "memory_loose": "from memory in short pieces, more than",
+    "memory_stored": "back to memory",
     "memory": "from memory",
 }
 """What kinds of bytes are called."""
