@@ -108,7 +108,8 @@ class Rates:
         }  # fmt: skip
         return Rates(
             tuple(each[name] * cycle for name in Work.COUNTS),
-            (cycle / 48, cycle / 24, cycle / 24, cycle / 12, cycle / 12, 1 / 30e9, 1 / 30e9, 1 / 20e9), 200 * cycle, 3e-6, 2.0,
+            (cycle / 48, cycle / 24, cycle / 24, cycle / 12, cycle / 12, 1 / 30e9, 1 / 30e9, 1 / 20e9),
+            200 * cycle, 3e-6, 2.0,
         )  # fmt: skip
 
     def compute(self, work: Work) -> float:
