@@ -92,7 +92,7 @@ def with_teams(rates: Rates, target: Target) -> Rates:
         return rates
     shared = max(_copy(target, target.cores) / _copy(target, 1), 1.0)
     plain = replace(rates, shared=shared)
-    network = next(n for n in all_networks() if len(n.shapes) > 2)
+    network = replace(next(n for n in all_networks() if len(n.shapes) > 2), away=(0.0,))  # nothing but the team differs
     late = [
         s.seconds - plain.seconds(s.work, target.cores)
         for s in samples(network, target, target.cores)
